@@ -1,0 +1,70 @@
+"""What a user can do wrong, each told in one sentence.
+
+The command line prints the sentence and exits with code 2; a traceback is for bugs.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "CheckpointError",
+    "CongenerError",
+    "DataError",
+    "Interrupted",
+    "NonFiniteLossError",
+    "RecipeError",
+    "RunError",
+    "ShapeError",
+    "TapError",
+    "did_you_mean",
+]
+
+
+class CongenerError(Exception):
+    """Base of every error that names what was expected, what came, and the way out."""
+
+
+class ShapeError(CongenerError, ValueError):
+    """Tensors whose shapes do not fit each other."""
+
+
+class TapError(CongenerError, LookupError):
+    """A tap that does not exist, never fired, or fired twice."""
+
+
+class DataError(CongenerError, ValueError):
+    """A data file that is missing or damaged, or data that cannot be learnt from."""
+
+
+class CheckpointError(CongenerError, ValueError):
+    """A checkpoint that is damaged or belongs to another network or run."""
+
+
+class RecipeError(CongenerError, ValueError):
+    """A recipe with an unknown key or name, or a value of the wrong type."""
+
+
+class RunError(CongenerError, RuntimeError):
+    """A run folder that cannot be used."""
+
+
+class NonFiniteLossError(CongenerError, ArithmeticError):
+    """A loss term that became NaN or infinite."""
+
+
+class Interrupted(KeyboardInterrupt):  # noqa: N818  (it is no error)
+    """Training was asked to stop (Ctrl-C, SIGTERM) and did, after saving a checkpoint."""
+
+
+def did_you_mean(name: str, options: Iterable[str], *, limit: int = 12) -> str:
+    """Finish a sentence about the unknown ``name``: the nearest of ``options``, or all of them.
+
+    >>> did_you_mean("spp", ["sp", "kd"])
+    "did you mean 'sp'?"
+    """
+    known = sorted(set(options))
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(option) for option in near) + "?"
+    shown = ", ".join(repr(option) for option in known[:limit])
+    return f"known: {shown}{', ...' if len(known) > limit else ''}." if known else "none is known."

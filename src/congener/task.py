@@ -1,0 +1,79 @@
+"""The contract between the engine and a kind of data (a task pack implements it)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from congener.types import Batch
+
+__all__ = ["Metrics", "Task"]
+
+
+class Metrics(Protocol):
+    """What is measured over a data set. Every process updates it with its own share."""
+
+    def update(self, result: Any, batch: Batch) -> None:
+        """Take in what the model returned for a prepared batch."""
+
+    def compute(self) -> dict[str, float]:
+        """The figures over all processes, by name."""
+
+
+class Task(ABC):
+    """What the data is, how a model is called on a batch, and what is measured.
+
+    Attributes:
+        splits: data sets by name; ``train`` and ``test`` always, ``teacher`` where the teacher
+            learns from another part of the data than the student. A data set is map-style; one
+            that has ``__getitems__`` may return a whole batch at once.
+        metric: the name of the headline figure among those of :meth:`metrics`.
+        higher_is_better: the direction of ``metric``.
+        class_names: names of the classes, or an empty sequence where there are none.
+        ignore_label: the label of a sample that has none; the task loss skips it.
+    """
+
+    splits: Mapping[str, Dataset[Any]]
+    metric: str
+    higher_is_better: bool = True
+    class_names: Sequence[str] = ()
+    ignore_label: int = -100
+
+    @abstractmethod
+    def build_model(self, name: str, **kwargs: Any) -> nn.Module:
+        """Build a network by name, with this task's class count and input shape as defaults.
+
+        Raises:
+            RecipeError: an unknown name or argument, with the nearest known one.
+        """
+
+    @abstractmethod
+    def collate(self, samples: Any) -> Batch:
+        """Turn what a data set returned for some indices into one batch."""
+
+    @abstractmethod
+    def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
+        """Normalise a batch on its device and, for training, augment it.
+
+        Augmentation is a function of (seed, sample index, epoch) alone, so that neither batch
+        composition nor the number of processes nor a resume changes what a network sees.
+        """
+
+    @abstractmethod
+    def call(self, model: nn.Module, batch: Batch) -> Any:
+        """Run ``model`` on a prepared batch."""
+
+    @abstractmethod
+    def logits(self, result: Any) -> Tensor:
+        """The logits within what :meth:`call` returned, (batch, classes)."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The supervised loss: the mean over the labelled samples of the global batch, scalar."""
+
+    @abstractmethod
+    def metrics(self, device: torch.device) -> Metrics:
+        """A fresh measuring instrument."""

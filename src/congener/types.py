@@ -1,0 +1,81 @@
+"""Plain records that every floor shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Batch", "Outputs", "Paper", "Progress", "StepResult", "Term"]
+
+Batch = dict[str, Any]
+"""A batch is a mapping with two reserved keys, ``index`` (stable sample ids, int64) and ``labels``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method was published."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str
+
+    def __str__(self) -> str:
+        return f"{self.authors}: {self.title}. {self.venue} {self.year}. {self.url}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a network said about a batch: its logits and the tensors read at its taps."""
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @staticmethod
+    def concatenate(parts: "list[Outputs]") -> "Outputs":
+        """Join the outputs of consecutive pieces of one batch along the batch axis."""
+        return Outputs(
+            logits=torch.cat([part.logits for part in parts]),
+            features={
+                path: torch.cat([part.features[path] for part in parts])
+                for path in parts[0].features
+            },
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where training stands: ``step`` of ``steps`` (optimiser steps, from 0) and the epoch."""
+
+    step: int
+    steps: int
+    epoch: int
+
+
+class StepResult(NamedTuple):
+    """The loss of one batch: the weighted total and the raw (unweighted) terms by name."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One distillation term: a loss, its weight, and the taps that feed it.
+
+    Args:
+        loss: any module whose ``forward`` uses the vocabulary of :mod:`congener.losses`.
+        weight: factor of this term in the total.
+        student: tap path(s) in the student; needed by losses that take features.
+        teacher: tap path(s) in the teacher, one for each of the student's.
+        name: how the term is called in logs; default: the loss' own name.
+    """
+
+    loss: nn.Module
+    weight: float = 1.0
+    student: str | tuple[str, ...] | None = None
+    teacher: str | tuple[str, ...] | None = None
+    name: str | None = None
