@@ -1,0 +1,17 @@
+"""The engine: one function, :func:`fit`, over Hugging Face Accelerate."""
+
+from congener.engine.checkpoint import load_weights
+from congener.engine.config import FitConfig
+from congener.engine.evaluate import Predictions, evaluate, predict
+from congener.engine.loop import FitResult, build_accelerator, fit
+
+__all__ = [
+    "FitConfig",
+    "FitResult",
+    "Predictions",
+    "build_accelerator",
+    "evaluate",
+    "fit",
+    "load_weights",
+    "predict",
+]

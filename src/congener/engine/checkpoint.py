@@ -1,0 +1,130 @@
+"""Checkpoints that are whole or absent, and hold everything a resumed run needs."""
+
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from congener.errors import CheckpointError
+
+__all__ = ["load_checkpoint", "load_weights", "restore_random", "save_checkpoint"]
+
+
+class _Random(NamedTuple):
+    """The states of the random generators of one process, as tensors and plain lists."""
+
+    python: list[Any]
+    numpy: list[Any]
+    torch: Tensor
+    cuda: list[Tensor]
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], *, main: bool) -> None:
+    """Write ``state`` and every process' random generators; all processes call it together."""
+    python, numpy = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(numpy, tuple)
+    own = _Random(
+        python=[python[0], list(python[1]), python[2]],
+        numpy=[numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    )
+    everyone = gather_object([own._asdict()])
+    if not main:
+        return
+    draft = path.with_name(f".{path.name}.draft")
+    with draft.open("wb") as file:
+        torch.save(state | {"random": everyone}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote; nothing in it is executed.
+
+    Raises:
+        CheckpointError: a file that is damaged or no checkpoint of ours.
+    """
+    state = _load(path)
+    if not isinstance(state, dict) or "random" not in state:
+        raise CheckpointError(f"{path} is no checkpoint of a run; remove it to start afresh.")
+    return state
+
+
+def restore_random(states: list[dict[str, Any]], rank: int) -> None:
+    """Put a process' random generators back to where its checkpoint left them."""
+    if rank >= len(states):
+        return  # resumed on more processes than wrote it: the new ones keep their own seed
+    own = _Random(**states[rank])
+    random.setstate((own.python[0], tuple(own.python[1]), own.python[2]))
+    name, keys, *rest = own.numpy
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(own.torch)
+    if own.cuda and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(own.cuda)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a network's weights from ``.safetensors``, or from a ``.pt``/``.pth`` state dict.
+
+    Raises:
+        CheckpointError: a missing or damaged file, or weights of another architecture (the first
+            missing and the first unexpected key, or the first shape that differs, are named).
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}; check the path.")
+    if path.suffix == ".safetensors":
+        try:
+            weights: Any = load_file(path)
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged ({error}); copy it again.") from error
+    else:
+        weights = _load(path)
+        for key in ("state_dict", "model"):
+            if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+                weights = weights[key]
+    if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
+        raise CheckpointError(f"{path} holds no state dict (names to tensors); save one there.")
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    own = model.state_dict()
+    missing = [name for name in own if name not in weights]
+    unexpected = [name for name in weights if name not in own]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{path} belongs to another architecture than {type(model).__name__}: "
+            f"first missing key {missing[0] if missing else 'none'!r}, "
+            f"first unexpected key {unexpected[0] if unexpected else 'none'!r}; "
+            "name the network that it was trained as."
+        )
+    for name, value in own.items():
+        if value.shape != weights[name].shape:
+            raise CheckpointError(
+                f"{path} belongs to another architecture than {type(model).__name__}: {name!r} "
+                f"has shape {tuple(weights[name].shape)} there and {tuple(value.shape)} here; "
+                "check widths and number of classes."
+            )
+    model.load_state_dict(weights)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and plain values, which is never "
+            "executed; save a state dict (or safetensors) instead."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({str(error).splitlines()[0]}); it is damaged or truncated: "
+            "copy it again, or remove it to start afresh."
+        ) from error

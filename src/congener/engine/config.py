@@ -1,0 +1,79 @@
+"""How to train: one flat, validated description."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["FitConfig"]
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class FitConfig(BaseModel):
+    """Settings of :func:`congener.engine.fit`. Every default is ours unless a recipe says else.
+
+    Args:
+        epochs: passes over the training set; give this or ``steps``.
+        steps: optimiser steps.
+        batch_size: samples of one optimiser step, over all processes and accumulated pieces.
+        optimizer: ``sgd`` or ``adamw``.
+        lr: the peak learning rate.
+        weight_decay: as the optimiser means it (AdamW decouples it).
+        momentum: SGD only.
+        nesterov: SGD only.
+        schedule: ``constant``, ``cosine`` (to zero at the last step) or ``multistep``.
+        milestones: multistep: epochs (or steps, when ``steps`` is given) after which lr drops.
+        gamma: multistep: the factor of each drop.
+        warmup: steps over which lr rises linearly from zero.
+        clip: largest total gradient norm, or none.
+        accumulate: into how many pieces a batch is cut to fit memory; the result is that of the
+            whole batch, for every loss (the student runs forward twice).
+        precision: ``fp32``, ``bf16`` or ``fp16`` autocast.
+        evaluate_every: epochs (or steps, when ``steps`` is given) between evaluations; the end is
+            always evaluated. 0: only the end.
+        checkpoint_every: optimiser steps between checkpoints; 0: only when interrupted.
+        log_every: optimiser steps between ``step`` events (the first ten are always logged).
+        drop_last: leave out the ragged last batch of an epoch.
+        workers: processes that load the data; 0 loads in the training process.
+        device: ``auto`` or ``cpu``.
+        threads: CPU threads of a process; small networks are fastest with 1. Default: torch's.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count = 64
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    milestones: tuple[Count, ...] = ()
+    gamma: Positive = 0.1
+    warmup: Annotated[int, Field(ge=0)] = 0
+    clip: Positive | None = None
+    accumulate: Count = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Annotated[int, Field(ge=0)] = 500
+    log_every: Count = 50
+    drop_last: bool = False
+    workers: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu"] = "auto"
+    threads: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "FitConfig":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either `epochs` or `steps`")
+        if (self.schedule == "multistep") != bool(self.milestones):
+            raise ValueError("`milestones` and `schedule: multistep` go together")
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"`accumulate` ({self.accumulate}) cuts a batch of {self.batch_size} "
+                "into more pieces than it has samples"
+            )
+        return self

@@ -1,0 +1,122 @@
+"""Batches in an order that depends on the seed and the epoch alone."""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from congener.task import Task
+from congener.types import Batch
+
+__all__ = ["epoch_batches", "evaluation_batches", "size", "steps_in_epoch", "to_device"]
+
+
+def size(dataset: Dataset[Any]) -> int:
+    """Number of samples of a map-style data set."""
+    return len(dataset)  # type: ignore[arg-type]
+
+
+def steps_in_epoch(samples: int, batch_size: int, *, drop_last: bool, processes: int) -> int:
+    """Optimiser steps of one epoch.
+
+    A ragged last batch counts unless ``drop_last``, or unless it has fewer samples than there are
+    processes (one of them would have nothing to do).
+    """
+    full, rest = divmod(samples, batch_size)
+    return full + (0 if drop_last or rest < processes else 1)
+
+
+def epoch_batches(
+    task: Task,
+    dataset: Dataset[Any],
+    *,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    first: int,
+    last: int,
+    share: tuple[int, int],
+    workers: int,
+) -> Iterator[Batch]:
+    """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
+
+    The global batches are consecutive slices of one permutation; ``share = (rank, processes)``
+    takes a consecutive slice of each, so the union over processes is the batch of one process.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(size(dataset), generator=generator)
+    batches = [
+        order[k * batch_size : (k + 1) * batch_size].tensor_split(share[1])[share[0]].tolist()
+        for k in range(first, last)
+    ]
+    return iter(_loader(task, _Indexed(dataset, seed=seed, epoch=epoch), batches, workers))
+
+
+def evaluation_batches(
+    task: Task, dataset: Dataset[Any], *, batch_size: int, share: tuple[int, int], workers: int
+) -> Iterator[Batch]:
+    """One process' share of a data set, in order."""
+    mine = torch.arange(size(dataset)).tensor_split(share[1])[share[0]]
+    batches = [chunk.tolist() for chunk in mine.split(batch_size) if len(chunk)]
+    return iter(_loader(task, _Indexed(dataset, seed=0, epoch=0), batches, workers))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def _loader(
+    task: Task, dataset: "_Indexed", batches: Sequence[list[int]], workers: int
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=partial(_collate, task),
+        num_workers=workers,
+        generator=torch.Generator(),  # workers take their base seed here, not from the global one
+    )
+
+
+def _collate(task: Task, fetched: tuple[list[int], Any]) -> Batch:
+    indices, samples = fetched
+    batch = task.collate(samples)
+    batch.setdefault("index", torch.tensor(indices))
+    return batch
+
+
+class _Indexed(Dataset[Any]):
+    """A data set whose random transforms are a function of (seed, epoch, sample)."""
+
+    def __init__(self, dataset: Dataset[Any], *, seed: int, epoch: int) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __getitems__(self, indices: list[int]) -> tuple[list[int], Any]:
+        whole = getattr(self.dataset, "__getitems__", None)
+        if whole is not None:
+            return indices, whole(indices)
+        return indices, [self._sample(index) for index in indices]
+
+    def _sample(self, index: int) -> Any:
+        with _seeded(hash((self.seed, self.epoch, index))):
+            return self.dataset[index]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators for a block, then put them back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (users' transforms)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed % 2**63)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

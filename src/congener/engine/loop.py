@@ -1,0 +1,287 @@
+"""The training loop: one function, ``fit``."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import set_seed
+from torch.utils.data import Dataset
+
+from congener.engine.accumulate import accumulated_step
+from congener.engine.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from congener.engine.config import FitConfig
+from congener.engine.evaluate import evaluate
+from congener.engine.feed import epoch_batches, size, steps_in_epoch, to_device
+from congener.engine.optim import build_optimizer, build_schedule
+from congener.errors import CheckpointError, DataError, Interrupted, NonFiniteLossError
+from congener.runlog import RunLog
+from congener.system import System
+from congener.task import Task
+from congener.types import Progress
+
+__all__ = ["FitResult", "build_accelerator", "fit"]
+
+AGREE_EVERY = 10  # steps between the questions "was anyone interrupted?" of several processes
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What training came to: the last evaluation is the result, the best one is for information."""
+
+    metrics: dict[str, float]
+    best: dict[str, float]
+    steps: int
+    seconds: float
+
+
+def build_accelerator(config: FitConfig) -> Accelerator:
+    """Accelerate's view of the machine, for one fit (its shared state is made anew)."""
+    AcceleratorState._reset_state()
+    precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+
+
+def fit(
+    system: System,
+    task: Task,
+    config: FitConfig,
+    *,
+    train: Dataset[Any],
+    test: Dataset[Any],
+    seed: int = 0,
+    name: str = "fit",
+    log: RunLog | None = None,
+    checkpoint: Path | None = None,
+) -> FitResult:
+    """Train a system; with an existing ``checkpoint``, go on from it, bit for bit.
+
+    Args:
+        system: what is trained; its student is what is evaluated.
+        task: how batches are made, prepared and measured.
+        config: the settings.
+        train: the training set.
+        test: the set evaluated on.
+        seed: of the data order, augmentation and random layers.
+        name: what the events of this fit are labelled with.
+        log: where events go.
+        checkpoint: file for the checkpoints; none are written without it.
+
+    Raises:
+        NonFiniteLossError: at the first loss that is NaN or infinite.
+        Interrupted: after Ctrl-C or SIGTERM, with the checkpoint saved.
+    """
+    log = log or RunLog(None)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    accelerator = build_accelerator(config)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    per_epoch = steps_in_epoch(
+        size(train), config.batch_size, drop_last=config.drop_last, processes=world
+    )
+    if per_epoch == 0:
+        raise DataError(
+            f"An epoch of {size(train)} samples has no batch of {config.batch_size}; "
+            "lower batch_size or set drop_last to false."
+        )
+    steps = config.steps or per_epoch * (config.epochs or 0)
+    set_seed(seed, device_specific=True)
+    optimizer = build_optimizer(system.parameters(), config)
+    schedule = build_schedule(optimizer, config, steps=steps, steps_per_epoch=per_epoch)
+    if system.teacher is not None:
+        system.teacher.to(accelerator.device)
+    module, prepared = accelerator.prepare(system, optimizer)
+
+    step, history = 0, _History(task)
+    if checkpoint is not None and checkpoint.exists():
+        state = load_checkpoint(checkpoint)
+        step = _restore(state, checkpoint, system, optimizer, schedule, accelerator, history)
+        log.rewind(state["log_length"])
+    else:
+        log.emit("fit_started", fit=name, steps=steps, seed=seed, processes=world)
+
+    def save() -> None:
+        if checkpoint is not None:
+            main = accelerator.is_main_process
+            state = {
+                "system": system.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "schedule": schedule.state_dict(),
+                "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
+                "history": history.state(),
+                "step": step,
+                "log_length": log.length,
+            }
+            save_checkpoint(checkpoint, state, main=main)
+
+    def measure() -> None:
+        figures = evaluate(
+            system.student, task, test, accelerator,
+            batch_size=max(config.batch_size, 256), workers=config.workers,
+        )  # fmt: skip
+        history.add(step, figures)
+        epoch = step / per_epoch
+        log.emit("evaluation", fit=name, step=step, epoch=epoch, metrics=figures)
+
+    weights = getattr(system, "weights", {})
+    cadence = config.evaluate_every * (per_epoch if config.epochs else 1)
+    share = (rank, world)
+    module.train()
+    with _interrupts() as interrupted:
+        while step < steps:
+            epoch, first = divmod(step, per_epoch)
+            last = min(per_epoch, first + steps - step)
+            batches = epoch_batches(
+                task, train, batch_size=config.batch_size, seed=seed, epoch=epoch,
+                first=first, last=last, share=share, workers=config.workers,
+            )  # fmt: skip
+            for raw in batches:
+                started = time.perf_counter()
+                batch = to_device(raw, accelerator.device)
+                batch = task.prepare(batch, train=True, seed=seed, epoch=epoch)
+                progress = Progress(step, steps, epoch)
+                prepared.zero_grad(set_to_none=True)
+                if config.accumulate == 1:
+                    total, terms = module(batch, progress)
+                    accelerator.backward(total)
+                else:
+                    total, terms = accumulated_step(
+                        system, batch, progress, config.accumulate, accelerator
+                    )
+                values = _finite({"total": total, **terms}, step, name)
+                if config.clip is not None:
+                    accelerator.clip_grad_norm_(module.parameters(), config.clip)
+                lr = schedule.get_last_lr()[0]
+                prepared.step()
+                schedule.step()
+                history.seconds += time.perf_counter() - started
+                if step < 10 or step % config.log_every == 0:
+                    total_value = values.pop("total")
+                    weighted = {term: weights.get(term, 1.0) * v for term, v in values.items()}
+                    log.emit(
+                        "step", fit=name, step=step, epoch=epoch, lr=lr, total=total_value,
+                        terms=values, weighted=weighted,
+                    )  # fmt: skip
+                step += 1
+                log.show("tick", fit=name, step=step, steps=steps)
+                if cadence and step % cadence == 0 and step < steps:
+                    measure()
+                if config.checkpoint_every and step % config.checkpoint_every == 0:
+                    save()
+                if step < steps and _anyone(interrupted, step, accelerator):
+                    save()
+                    log.emit("interrupted", fit=name, step=step)
+                    raise Interrupted
+        save()
+        measure()
+    log.emit(
+        "fit_finished", fit=name, step=step, metrics=history.last, best=history.best,
+        seconds=round(history.seconds, 3),
+    )  # fmt: skip
+    return FitResult(history.last, history.best, step, history.seconds)
+
+
+def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
+    """The losses of a step as numbers; a culprit is named before the weights take the step."""
+    stacked = torch.stack([value.detach().double() for value in losses.values()])
+    values = dict(zip(losses, stacked.tolist(), strict=True))
+    bad = [term for term, value in values.items() if not math.isfinite(value)]
+    if bad:
+        culprits = [term for term in bad if term != "total"] or bad
+        raise NonFiniteLossError(
+            f"The loss term {culprits[0]!r} became {values[culprits[0]]} at step {step} of "
+            f"{name!r}; the weights were left as they were before it. Lower lr or the term's "
+            "weight, clip gradients, or train in fp32."
+        )
+    return values
+
+
+class _History:
+    """The last and the best evaluation, and the time spent in steps."""
+
+    def __init__(self, task: Task) -> None:
+        self._metric, self._sign = task.metric, 1.0 if task.higher_is_better else -1.0
+        self.last: dict[str, float] = {}
+        self.best: dict[str, float] = {}
+        self.seconds = 0.0
+
+    def add(self, step: int, figures: dict[str, float]) -> None:
+        self.last = figures
+        value = figures[self._metric]
+        if not self.best or self._sign * (value - self.best[self._metric]) > 0:
+            self.best = {self._metric: value, "step": step}
+
+    def state(self) -> dict[str, Any]:
+        return {"last": self.last, "best": self.best, "seconds": self.seconds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.last, self.best = state["last"], state["best"]
+        self.seconds = state["seconds"]
+
+
+def _restore(
+    state: dict[str, Any],
+    path: Path,
+    system: System,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    accelerator: Accelerator,
+    history: _History,
+) -> int:
+    """Put everything back as the checkpoint has it; the step to go on from."""
+    try:
+        system.load_state_dict(state["system"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        history.restore(state["history"])
+        step = int(state["step"])
+        if accelerator.scaler:
+            accelerator.scaler.load_state_dict(state["scaler"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is a checkpoint of other networks or settings than these "
+            f"({str(error).splitlines()[0]}); resume with the recipe it was made by."
+        ) from error
+    restore_random(state["random"], accelerator.process_index)
+    return step
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a flag; the second one acts as ever."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _anyone(flag: threading.Event, step: int, accelerator: Accelerator) -> bool:
+    """Whether any process was interrupted; all of them learn it at the same step."""
+    if accelerator.num_processes == 1:
+        return flag.is_set()
+    if step % AGREE_EVERY:
+        return False
+    mine = torch.tensor([float(flag.is_set())], device=accelerator.device)
+    total: torch.Tensor = accelerator.reduce(mine, "sum")  # type: ignore[assignment]
+    return bool(total.item() > 0)

@@ -1,0 +1,151 @@
+"""The default system: a student, a frozen teacher, and weighted terms between them.
+
+    total = task_weight · task_loss + Σᵢ weightᵢ · lossᵢ
+
+Every published loss that needs nothing but tensors runs through it; so does a student alone (no
+teacher, no terms). *What it owns beyond a loss*: the parameters of the losses that have any.
+*What is saved*: student and losses; *what is exported*: the bare student.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from congener.errors import RecipeError
+from congener.system import System
+from congener.taps import Taps
+from congener.task import Task
+from congener.teachers import FrozenTeacher
+from congener.types import Batch, Outputs, Progress, StepResult, Term
+
+__all__ = ["Distillation"]
+
+WORDS = {
+    "student_logits", "teacher_logits", "student_feature", "teacher_feature",
+    "student_features", "teacher_features", "labels", "mask",
+}  # fmt: skip
+
+
+class Distillation(System):
+    """A student that learns from labels and from the terms.
+
+    Args:
+        student: the network to train.
+        teacher: the trained network, or ``None`` for a student alone.
+        terms: the distillation terms; their losses are bound by argument name, once, here.
+        task: how networks are called, and the supervised loss.
+        task_weight: factor of the supervised loss; there is no hidden ``1 - α``.
+
+    Raises:
+        RecipeError: a term without its taps, with taps it does not read, or with two names alike;
+            terms without a teacher.
+        TapError: a tap that does not exist.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        terms: Sequence[Term],
+        *,
+        task: Task,
+        task_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if terms and teacher is None:
+            raise RecipeError("There are distillation terms but no teacher to distil from; name one.")
+        self.student = student
+        self.task = task
+        self.task_weight = task_weight
+        self.terms = [_Bound(term) for term in terms]
+        names = [bound.name for bound in self.terms]
+        if len({"task", *names}) < 1 + len(names):
+            raise RecipeError(
+                f"The terms are called {', '.join(names)}; give each a `name` of its own "
+                "(and not 'task', which is the supervised loss)."
+            )
+        self.losses = nn.ModuleDict({bound.name: bound.term.loss for bound in self.terms})
+        self._taps = Taps(student, [path for bound in self.terms for path in bound.student])
+        self.teacher = None
+        if teacher is not None:
+            paths = [path for bound in self.terms for path in bound.teacher]
+            self.teacher = FrozenTeacher(teacher, task, paths)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The factor of each term in the total."""
+        return {"task": self.task_weight} | {b.name: b.term.weight for b in self.terms}
+
+    def observe(self, batch: Batch) -> Outputs:
+        """Run the student and read its taps."""
+        result, features = self._taps(lambda: self.task.call(self.student, batch))
+        return Outputs(self.task.logits(result), features)
+
+    def score(
+        self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress
+    ) -> StepResult:
+        """The supervised loss and every term, each on the whole batch."""
+        terms = {"task": self.task.loss(student.logits, batch)}
+        total = self.task_weight * terms["task"]
+        for bound in self.terms:
+            assert teacher is not None
+            terms[bound.name] = bound(student, teacher, batch)
+            total = total + bound.term.weight * terms[bound.name]
+        return StepResult(total, terms)
+
+
+class _Bound:
+    """A term whose loss arguments are known."""
+
+    def __init__(self, term: Term) -> None:
+        self.term = term
+        self.name = term.name or str(getattr(term.loss, "name", type(term.loss).__name__))
+        self.student, self.teacher = _paths(term.student), _paths(term.teacher)
+        parameters = inspect.signature(term.loss.forward).parameters.values()
+        self.words = [p.name for p in parameters if p.name in WORDS and p.name != "mask"]
+        required = [p.name for p in parameters if p.default is p.empty and p.name not in WORDS]
+        if required or not self.words:
+            raise RecipeError(
+                f"The loss of the term {self.name!r} should take arguments among "
+                f"{', '.join(sorted(WORDS))}; it asks for {', '.join(required) or 'nothing'}."
+            )
+        self.pairwise = "student_feature" in self.words
+        reads_taps = any("feature" in word for word in self.words)
+        if reads_taps and not (self.student and len(self.student) == len(self.teacher)):
+            raise RecipeError(
+                f"The term {self.name!r} compares features, so it needs a `student` tap and a "
+                f"`teacher` tap for each (it has {len(self.student)} and {len(self.teacher)})."
+            )
+        if not reads_taps and (self.student or self.teacher):
+            raise RecipeError(
+                f"The term {self.name!r} compares logits and reads no taps; remove its "
+                "`student` and `teacher`."
+            )
+
+    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        mine = [student.features[path] for path in self.student]
+        theirs = [teacher.features[path] for path in self.teacher]
+        known: dict[str, Any] = {
+            "student_logits": student.logits,
+            "teacher_logits": teacher.logits,
+            "student_features": mine,
+            "teacher_features": theirs,
+            "labels": batch.get("labels"),
+        }
+        if not self.pairwise:
+            return self._call(known)
+        pairs = zip(mine, theirs, strict=True)
+        values = [self._call(known | {"student_feature": s, "teacher_feature": t}) for s, t in pairs]
+        return sum(values[1:], start=values[0])
+
+    def _call(self, known: dict[str, Any]) -> Tensor:
+        value: Tensor = self.term.loss(**{word: known[word] for word in self.words})
+        return value
+
+
+def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
+    if paths is None:
+        return ()
+    return (paths,) if isinstance(paths, str) else tuple(paths)
