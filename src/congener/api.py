@@ -1,0 +1,156 @@
+"""The Python doors: ``run`` for a recipe, ``distill`` for networks and data at hand.
+
+Both build a :class:`congener.recipe.Recipe` and hand it to the same runner, as the command line does.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from congener.assembly import Assembly
+from congener.engine import load_weights
+from congener.errors import DataError
+from congener.recipe import AnyTerm, Recipe, load_recipe, parse_recipe
+from congener.report import write_report
+from congener.runlog import Event
+from congener.runner import Run, execute
+from congener.task import Task
+
+__all__ = ["Distilled", "distill", "run", "validate"]
+
+
+class Distilled(NamedTuple):
+    """What :func:`distill` returns: the trained student of the first seed, and the run."""
+
+    student: nn.Module
+    run: Run
+
+
+def run(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+    trust: Collection[str] = (),
+    observers: tuple[Callable[[Event], None], ...] = (),
+    command: str | None = None,
+) -> Run:
+    """Run a recipe and write its report.
+
+    Args:
+        recipe: a recipe, its plain values, or the path of its file.
+        out: the run folder; default: ``runs/<name of the recipe>``.
+        resume: go on with the run in ``out``.
+        overrides: ``key.sub=value`` changes to a recipe file.
+        trust: packages outside congener whose code the recipe may name.
+        observers: called with every event.
+        command: how to repeat the run, for the record.
+
+    Returns:
+        The run: its folder, which holds ``report.html``, and its metrics (on the first process;
+        empty on the others).
+
+    Raises:
+        CongenerError: whatever does not fit, in one sentence.
+    """
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe, overrides)
+    elif not isinstance(recipe, Recipe):
+        recipe = parse_recipe(recipe)
+    folder = Path("runs") / recipe.name if out is None else Path(out)
+    finished = execute(
+        recipe, folder, resume=resume, trust=trust, observers=observers, command=command
+    )
+    if finished.metrics:
+        write_report(folder)
+    return finished
+
+
+def validate(recipe: Recipe, *, trust: Collection[str] = ()) -> None:
+    """Build everything a recipe names and run two samples through every arm.
+
+    Raises:
+        CongenerError: the first thing that does not fit.
+    """
+    Assembly(recipe, trust).check()
+
+
+def distill(
+    student: nn.Module | str | Mapping[str, Any],
+    teacher: nn.Module | Mapping[str, Any] | None,
+    train: Task | Dataset[Any] | DataLoader[Any] | str | Mapping[str, Any],
+    val: Dataset[Any] | DataLoader[Any] | None = None,
+    *,
+    terms: Sequence[AnyTerm | Mapping[str, Any]] = (),
+    task_weight: float = 1.0,
+    alone: bool = False,
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Distilled:
+    """Distil a teacher into a student.
+
+    Args:
+        student: a network (left as it is; a copy is trained), or its name and arguments.
+        teacher: the trained network, or a mapping with its ``name`` and ``checkpoint`` or ``train``.
+        train: what the student learns from: a map-style data set of ``(image, label)`` (label -100
+            where it has none) or a loader of one, the name of a data set of ours, or a task.
+        val: the set to evaluate on; needed with a data set of yours.
+        terms: :class:`congener.Term` objects, or mappings as in a recipe.
+        task_weight: weight of the supervised loss.
+        alone: also train the student without the teacher, for comparison.
+        seeds: one run for each.
+        out: the run folder; default: ``runs/distill``.
+        **settings: fields of :class:`congener.engine.FitConfig`, such as ``epochs=30, lr=1e-3``;
+            the batch size of a loader is taken over.
+
+    Returns:
+        The trained student of the first seed, and the run.
+
+    Raises:
+        CongenerError: whatever does not fit, in one sentence.
+    """
+    if isinstance(train, DataLoader):
+        settings.setdefault("batch_size", train.batch_size or 64)
+    recipe = parse_recipe(
+        {
+            "name": "distill" if out is None else Path(out).name,
+            "task": _task(train, val),
+            "teacher": teacher,
+            "student": student,
+            "terms": tuple(terms),
+            "task_weight": task_weight,
+            "alone": alone or not terms,
+            "train": settings,
+            "seeds": tuple(seeds),
+        }
+    )
+    finished = run(recipe, out=out)
+    arm = next(iter(recipe.contenders), "alone")
+    trained = Assembly(recipe).student(recipe.seeds[0])
+    load_weights(
+        trained, finished.folder / "arms" / arm / f"seed-{recipe.seeds[0]}" / "weights.safetensors"
+    )
+    return Distilled(trained, finished)
+
+
+def _task(train: Any, val: Any) -> Any:
+    """The task that a user's data make."""
+    if isinstance(train, Task):
+        return train
+    if isinstance(train, str | Mapping):
+        return {"name": "image_classification", "data": train}
+    if val is None:
+        raise DataError("With a data set of yours, distill() needs `val`, the set to evaluate on.")
+    from congener.tasks.image_classification import ImageClassification  # behind its extra
+
+    return ImageClassification.from_datasets(_dataset(train), _dataset(val))
+
+
+def _dataset(data: Dataset[Any] | DataLoader[Any]) -> Dataset[Any]:
+    """The data set of a loader: the engine makes the batches, so that a run can be resumed."""
+    return data.dataset if isinstance(data, DataLoader) else data

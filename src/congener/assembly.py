@@ -1,0 +1,181 @@
+"""From a recipe to the objects that it names."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+import congener.losses
+import congener.tasks
+from congener.engine import load_weights
+from congener.engine.feed import evaluation_batches
+from congener.errors import CongenerError, RecipeError
+from congener.naming import bind, resolve
+from congener.recipe import Arm, LossSpec, ModelSpec, Recipe, TermSpec
+from congener.systems import Distillation
+from congener.task import Task
+from congener.types import Progress, Term
+
+__all__ = ["Assembly", "losses_by_name", "tasks_by_name"]
+
+
+class Assembly:
+    """Builds what a recipe names, afresh on every call, so that arms and seeds share nothing.
+
+    Args:
+        recipe: the recipe.
+        trust: packages outside congener whose code it may name.
+
+    Raises:
+        RecipeError: a name or argument that is not known, with its place in the recipe.
+        CongenerError: data that cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe, trust: Collection[str] = ()) -> None:
+        self.recipe, self._trust = recipe, tuple(trust)
+        with _at(recipe, "task"):
+            self.task = self._task()
+
+    def check(self) -> None:
+        """Build everything once and run two samples through every arm, before anything is trained.
+
+        Raises:
+            RecipeError, TapError, ShapeError: as the first thing that does not fit.
+        """
+        student = self.student(self.recipe.seeds[0])
+        teacher = self.teacher()
+        raw = next(
+            evaluation_batches(
+                self.task, self.task.splits["test"], batch_size=2, share=(0, 1), workers=0
+            )
+        )
+        batch = self.task.prepare(raw, train=False, seed=0, epoch=0)
+        self._check_classes("student", student, batch)
+        if teacher is not None:
+            self._check_classes("teacher", teacher, batch)
+        for name in self.recipe.all_arms:
+            system = self.system(name, student, teacher).eval()
+            with _at(self.recipe, "arms", name), torch.no_grad():
+                system(batch, Progress(0, 1, 0))
+
+    def student(self, seed: int) -> nn.Module:
+        """The student as it is before training with a seed."""
+        set_seed(seed)
+        spec = self.recipe.student
+        if not isinstance(spec, ModelSpec):
+            return deepcopy(spec)
+        with _at(self.recipe, "student"):
+            return self._model(spec)
+
+    def teacher(self) -> nn.Module | None:
+        """The teacher: with its weights, or as it is before it is trained; ``None`` without one."""
+        spec = self.recipe.teacher
+        if spec is None or not isinstance(spec, ModelSpec):
+            return spec
+        set_seed(getattr(spec, "seed", 0))
+        with _at(self.recipe, "teacher"):
+            return self._model(spec)
+
+    def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> Distillation:
+        """The system that trains an arm."""
+        described = self.recipe.all_arms[arm]
+        key = ("arms", arm) if self.recipe.arms else ("terms",)
+        with _at(self.recipe, *key):
+            terms = [self._term(term) for term in described.terms]
+            return Distillation(
+                student,
+                teacher if terms else None,
+                terms,
+                task=self.task,
+                task_weight=described.task_weight,
+            )
+
+    def terms(self, arm: Arm) -> list[Term]:
+        """The terms of an arm, as objects."""
+        return [self._term(term) for term in arm.terms]
+
+    def _task(self) -> Task:
+        spec = self.recipe.task
+        if isinstance(spec, Task):
+            return spec
+        found = resolve("task", spec.name, tasks_by_name(), trust=self._trust)
+        pack = found() if spec.name in tasks_by_name() else found
+        task: Task = pack(**bind("task", spec.name, pack, spec.arguments))
+        return task
+
+    def _model(self, spec: ModelSpec) -> nn.Module:
+        if re.fullmatch(r"\w+(\.\w+)+", spec.name):
+            build = resolve("network", spec.name, {}, trust=self._trust)
+            model: nn.Module = build(**bind("network", spec.name, build, spec.arguments))
+        else:
+            model = self.task.build_model(spec.name, **spec.arguments)
+        if spec.checkpoint is not None:
+            load_weights(model, spec.checkpoint)
+        return model
+
+    def _term(self, term: Term | TermSpec) -> Term:
+        if isinstance(term, Term):
+            return deepcopy(term)
+        return Term(
+            self._loss(term.loss), term.weight, term.student or None, term.teacher or None, term.name
+        )
+
+    def _loss(self, spec: LossSpec) -> nn.Module:
+        build = resolve("loss", spec.name, losses_by_name(), trust=self._trust)
+        arguments = bind("loss", spec.name, build, spec.arguments)
+        try:
+            loss: nn.Module = build(**arguments)
+        except ValueError as error:
+            raise RecipeError(f"The loss {spec.name!r}: {error}") from error
+        return loss
+
+    def _check_classes(self, who: str, model: nn.Module, batch: dict[str, Any]) -> None:
+        classes = len(self.task.class_names)
+        was_training = model.training
+        with torch.no_grad():
+            logits: Tensor = self.task.logits(self.task.call(model.eval(), batch))
+        model.train(was_training)
+        if classes and logits.shape[-1] != classes:
+            raise RecipeError(
+                f"{self.recipe.place(who)}: the {who} gives {logits.shape[-1]} classes but the "
+                f"data has {classes}; build it with num_classes={classes}."
+            )
+
+
+def losses_by_name() -> dict[str, Any]:
+    """Every public loss under its short name and its class name."""
+    found = {name: getattr(congener.losses, name) for name in congener.losses.__all__}
+    classes = {name: loss for name, loss in found.items() if inspect.isclass(loss)}
+    return {loss.name: loss for loss in classes.values()} | classes
+
+
+def tasks_by_name() -> dict[str, Any]:
+    """Every task pack, as a function that imports it and returns its task."""
+    packs = [info.name for info in pkgutil.iter_modules(congener.tasks.__path__) if info.ispkg]
+    return {name: lambda name=name: _pack(name) for name in packs}
+
+
+def _pack(name: str) -> type[Task]:
+    module = importlib.import_module(f"congener.tasks.{name}")
+    public = [getattr(module, attribute) for attribute in module.__all__]
+    return next(thing for thing in public if inspect.isclass(thing) and issubclass(thing, Task))
+
+
+@contextmanager
+def _at(recipe: Recipe, *path: str) -> Iterator[None]:
+    """Put the place in the recipe before what went wrong while building it."""
+    try:
+        yield
+    except CongenerError as error:
+        place = recipe.place(*path)
+        if place == "recipe" or str(error).startswith(place):
+            raise
+        raise type(error)(f"{place}: {error}") from error

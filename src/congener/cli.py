@@ -1,0 +1,213 @@
+"""The ``congener`` command: verbs over recipes, losses and runs."""
+
+import inspect
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from congener.errors import CongenerError, Interrupted, RecipeError, did_you_mean
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distil a small network that keeps the similarities a large one sees.",
+)
+
+Trust = Annotated[
+    list[str] | None, typer.Option(help="A package whose code the recipe may name; repeatable.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, such as train.lr=0.01.")
+]
+
+
+def main() -> None:
+    """Run the command; whatever a user can mend is one sentence and exit code 2."""
+    try:
+        app()
+    except CongenerError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder [runs/<recipe>].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Train the teacher and every arm of a recipe with every seed; write the report."""
+    from congener import api
+    from congener.recipe import load_recipe
+
+    path = _recipe_path(recipe)
+    described = load_recipe(path, overrides or [])
+    folder = out or Path("runs") / described.name
+    fresh = ["congener", "run", recipe, *(overrides or []), "--out", str(folder)]
+    fresh += [word for package in trust or [] for word in ("--trust", package)]
+    progress = _Progress()
+    try:
+        with progress:
+            finished = api.run(
+                described, out=folder, resume=resume, trust=trust or [],
+                observers=(progress.observe,), command=shlex.join(fresh),
+            )  # fmt: skip
+    except Interrupted:
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"Stopped; the checkpoint is saved. Go on with:\n  {shlex.join(fresh)} --resume")
+        sys.exit(130)
+    if finished.metrics:
+        _print_table(folder)
+        Console(soft_wrap=True).print(f"The report is in {folder / 'report.html'}")
+
+
+@app.command()
+def validate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    trust: Trust = None,
+) -> None:
+    """Check a recipe: build everything it names and run two samples through every arm."""
+    from congener import api
+    from congener.recipe import load_recipe
+
+    described = load_recipe(_recipe_path(recipe), overrides or [])
+    api.validate(described, trust=trust or [])
+    print(f"{recipe} is valid: arms {', '.join(described.all_arms)}.")  # noqa: T201
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Write the report of a run anew, and print its table."""
+    from congener.report import write_report
+
+    page = write_report(folder)
+    _print_table(folder)
+    Console(soft_wrap=True).print(f"The report is in {page}")
+
+
+@app.command("list")
+def list_() -> None:
+    """List the losses, tasks and shipped recipes."""
+    from congener.assembly import losses_by_name, tasks_by_name
+
+    console = Console()
+    table = Table("name", "class", "family", "batch-coupled", "paper", title="losses")
+    for loss in sorted(set(losses_by_name().values()), key=lambda loss: str(loss.name)):
+        coupled = "yes" if loss.batch_coupled else "no"
+        paper = f"{loss.paper.title} ({loss.paper.venue} {loss.paper.year})"
+        table.add_row(loss.name, loss.__name__, loss.family, coupled, paper)
+    console.print(table)
+    table = Table("name", title="tasks")
+    for name in tasks_by_name():
+        table.add_row(name)
+    console.print(table)
+    table = Table("name", "what it is", title="recipes")
+    for name, path in _shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        table.add_row(name, first.lstrip("# "))
+    console.print(table)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="A loss, by its short or its class name.")]) -> None:
+    """Print a loss' equation, defaults with their sources, conventions and paper."""
+    from congener.assembly import losses_by_name
+
+    known = losses_by_name()
+    if name not in known:
+        raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
+    loss = known[name]
+    console = Console(soft_wrap=True)
+    console.print(f"[bold]{loss.__name__}[/] ({escape(loss.name)})  {escape(str(loss.paper))}\n")
+    console.print(f"  {escape(loss.equation)}\n")
+    facts = {
+        "family": loss.family,
+        "couples the batch": "yes" if loss.batch_coupled else "no",
+        "needs labels": "yes" if loss.needs_labels else "no",
+        "zero when student = teacher": "yes" if loss.zero_at_match else "no",
+    }
+    for fact, value in facts.items():
+        console.print(f"  {fact}: {value}")
+    table = Table("argument", "default", "source of the default")
+    for parameter in inspect.signature(loss).parameters.values():
+        table.add_row(parameter.name, repr(parameter.default), loss.sources[parameter.name])
+    console.print()
+    console.print(table)
+    console.print()
+    module = inspect.getdoc(inspect.getmodule(loss)) or ""
+    console.print(module, markup=False, highlight=False)
+
+
+def _shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by file stem."""
+    folder = Path(__file__).parent / "recipes"
+    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _recipe_path(recipe: str) -> Path:
+    path, shipped = Path(recipe), _shipped()
+    if path.exists() or recipe not in shipped:
+        if not path.exists() and not path.suffix:
+            raise RecipeError(f"There is no recipe {recipe!r}; {did_you_mean(recipe, shipped)}")
+        return path
+    return shipped[recipe]
+
+
+def _print_table(folder: Path) -> None:
+    from congener.report import summary_table
+
+    rows = summary_table(folder)
+    table = Table(*rows[0].COLUMNS, title=f"{folder}: mean ± sd over the seeds")
+    for row in rows:
+        table.add_row(*row.cells)
+    Console().print(table)
+
+
+class _Progress:
+    """A live bar for the fit at hand, on the terminal; a line for each finished fit."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description:>14}"),
+            BarColumn(),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f} steps"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def observe(self, event: dict[str, Any]) -> None:
+        """Take in one event of the run."""
+        kind = event["event"]
+        if kind == "tick":
+            if self._task is None:
+                self._task = self._bar.add_task(event["fit"], total=event["steps"])
+            self._bar.update(self._task, completed=event["step"])
+        elif kind == "fit_finished":
+            figures = ", ".join(f"{k} {v:.4g}" for k, v in event["metrics"].items())
+            self._console.print(f"{event['fit']:>14}  {figures}  ({event['seconds']:.0f} s)")
+            if self._task is not None:
+                self._bar.remove_task(self._task)
+                self._task = None

@@ -1,0 +1,402 @@
+"""Run a recipe: train the teacher and every arm with every seed, and leave a run folder.
+
+    recipe.yaml  environment.json  events.jsonl      what was run, and what happened
+    teacher/  arms/<arm>/seed-<n>/                   checkpoint.pt, weights.safetensors, result.json
+    analysis/<arm>.npz                               predictions and Gram matrices, for the report
+    metrics.json  summary.json                       the results; last epoch, one value a seed
+
+Each fit leaves ``result.json`` when it is done, so a resumed run repeats nothing but the steps since
+the last checkpoint.
+"""
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_model
+from scipy import stats
+from torch import Tensor, nn
+
+from congener.assembly import Assembly
+from congener.engine import FitConfig, build_accelerator, evaluate, fit, load_weights, predict
+from congener.engine.feed import evaluation_batches
+from congener.engine.measure import cost
+from congener.errors import CongenerError, RunError
+from congener.recipe import Recipe, TeacherSpec, dump_recipe
+from congener.runlog import Event, RunLog, environment, read_json, write_text
+from congener.system import System
+from congener.systems import Distillation
+from congener.task import Task
+
+__all__ = ["Run", "execute"]
+
+GRAM_SAMPLES = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: its folder and its metrics (the contents of ``metrics.json``)."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+
+def execute(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    trust: Collection[str] = (),
+    observers: tuple[Callable[[Event], None], ...] = (),
+    command: str | None = None,
+) -> Run:
+    """Run a recipe into the folder ``out``.
+
+    Args:
+        recipe: the recipe.
+        out: the run folder; it must not hold a run yet, unless ``resume``.
+        resume: go on with the run in ``out``, which the same recipe started.
+        trust: packages outside congener whose code the recipe may name.
+        observers: called with every event, on the first process only.
+        command: how to repeat the run, for the record; default: this process' command line.
+
+    Raises:
+        CongenerError: whatever does not fit, before anything is written.
+    """
+    state = PartialState(cpu=recipe.train.device == "cpu")
+    assembly = Assembly(recipe, trust)
+    assembly.check()
+    text = dump_recipe(recipe)
+    _on_main(state, lambda: _open_folder(out, text, resume=resume))
+    main = state.is_main_process
+    log = RunLog(out, observers) if main else RunLog(None)
+    if main and not (out / "environment.json").exists():
+        write_text(out / "environment.json", json.dumps(environment(), indent=1))
+        log.emit("run_started", name=recipe.name, arms=list(recipe.all_arms), seeds=recipe.seeds)
+    started = time.time()
+    runner = _Runner(recipe, assembly, out, log, state)
+    teacher = runner.teacher()
+    for arm in recipe.all_arms:
+        for seed in recipe.seeds:
+            runner.student(arm, seed, teacher)
+    if main:
+        metrics = runner.summarise(teacher, command or shlex.join(sys.argv))
+        log.emit("run_finished", seconds=round(time.time() - started, 1))
+    state.wait_for_everyone()
+    return Run(out, metrics if main else {})
+
+
+class _Runner:
+    """The fits of one run, and what is made of them."""
+
+    def __init__(
+        self, recipe: Recipe, assembly: Assembly, out: Path, log: RunLog, state: PartialState
+    ) -> None:
+        self.recipe, self.assembly, self.out, self.log = recipe, assembly, out, log
+        self.state = state
+        self.task: Task = assembly.task
+
+    def teacher(self) -> nn.Module | None:
+        """The teacher, trained first where the recipe says so."""
+        model, spec = self.assembly.teacher(), self.recipe.teacher
+        if model is not None and isinstance(spec, TeacherSpec) and spec.train is not None:
+            system = Distillation(model, None, [], task=self.task)
+            split = "teacher" if "teacher" in self.task.splits else "train"
+            self._fit("teacher", self.out / "teacher", system, spec.train, spec.seed, split)
+        return None if model is None else model.cpu()
+
+    def student(self, arm: str, seed: int, teacher: nn.Module | None) -> None:
+        """Train one arm with one seed, unless that is done already."""
+        student = self.assembly.student(seed)
+        system = self.assembly.system(arm, student, teacher)
+        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, self.recipe.train, seed, "train")
+
+    def _folder(self, arm: str, seed: int) -> Path:
+        return self.out / "arms" / arm / f"seed-{seed}"
+
+    def _fit(
+        self, name: str, folder: Path, system: System, config: FitConfig, seed: int, split: str
+    ) -> None:
+        """Fit a system in a folder of its own, or load what an earlier session fitted there."""
+        if (folder / "result.json").exists():
+            load_weights(system.student, folder / "weights.safetensors")
+            return
+        if self.state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "checkpoint.pt").exists():
+                self.log.forget(name)
+        self.state.wait_for_everyone()
+        result = fit(
+            system, self.task, config,
+            train=self.task.splits[split], test=self.task.splits["test"],
+            seed=seed, name=name, log=self.log, checkpoint=folder / "checkpoint.pt",
+        )  # fmt: skip
+        system.student.cpu()
+        if self.state.is_main_process:
+            _save_weights(system.student, folder / "weights.safetensors")
+            write_text(folder / "result.json", json.dumps(asdict(result), indent=1))
+        self.state.wait_for_everyone()
+
+    def summarise(self, teacher: nn.Module | None, command: str) -> dict[str, Any]:
+        """Write the analysis, the metrics and the summary."""
+        (self.out / "analysis").mkdir(exist_ok=True)
+        arms: dict[str, Any] = {}
+        eyes = _Eyes(self.task, self._tap("student"), self._tap("teacher"))
+        if teacher is not None:
+            arms["teacher"] = self._teacher_row(teacher)
+            eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
+        for arm in self.recipe.all_arms:
+            students = [self._trained(arm, seed) for seed in self.recipe.seeds]
+            arms[arm] = self._arm_row(arm, students[0])
+            eyes.see(students, self.out / "analysis" / f"{arm}.npz")
+        metric = self.task.metric
+        metrics = {
+            "name": self.recipe.name,
+            "title": self.recipe.title or self.recipe.name,
+            "metric": metric,
+            "higher_is_better": self.task.higher_is_better,
+            "task": _describe(self.recipe.task),
+            "data": _describe(getattr(self.recipe.task, "arguments", {}).get("data", "")),
+            "class_names": list(self.task.class_names),
+            "seeds": list(self.recipe.seeds),
+            "steps": read_json(self._folder(next(iter(self.recipe.all_arms)), self.recipe.seeds[0])
+                               / "result.json")["steps"],
+            "batch_size": self.recipe.train.batch_size,
+            "command": command,
+            "evaluated_on": "test",
+            "arms": arms,
+            "comparisons": _comparisons(arms, metric, higher=self.task.higher_is_better),
+            "published": self.recipe.published and self.recipe.published.model_dump(),
+        }  # fmt: skip
+        metrics["seconds"] = sum(sum(row["seconds"]) for row in arms.values())
+        summary = {arm: {metric: row[metric], "best": row["best"]} for arm, row in arms.items()}
+        write_text(self.out / "metrics.json", json.dumps(metrics, indent=1))
+        write_text(self.out / "summary.json", json.dumps(summary, indent=1))
+        return metrics
+
+    def _trained(self, arm: str, seed: int) -> nn.Module:
+        student = self.assembly.student(seed)
+        load_weights(student, self._folder(arm, seed) / "weights.safetensors")
+        return student
+
+    def _cost(self, model: nn.Module) -> dict[str, Any]:
+        raw = next(
+            evaluation_batches(
+                self.task, self.task.splits["test"], batch_size=1, share=(0, 1), workers=0
+            )
+        )
+        return cost(model, self.task, self.task.prepare(raw, train=False, seed=0, epoch=0))
+
+    def _teacher_row(self, teacher: nn.Module) -> dict[str, Any]:
+        """The teacher's row: one teacher, so the same figure for every student that it taught."""
+        path = self.out / "teacher" / "result.json"
+        if path.exists():
+            result = read_json(path)
+        else:  # it came with its weights: measure it once
+            metrics = _measure(teacher, self.task)
+            result = {"metrics": metrics, "best": metrics, "seconds": 0.0}
+        metric, times = self.task.metric, len(self.recipe.seeds)
+        return {
+            "role": "teacher",
+            "model": _describe(self.recipe.teacher),
+            **self._cost(teacher),
+            metric: [result["metrics"][metric]] * times,
+            "best": [result["best"][metric]] * times,
+            "trained": 1,
+            "task_weight": 1.0,
+            "terms": [],
+            "seconds": [result["seconds"]],
+        }
+
+    def _arm_row(self, arm: str, student: nn.Module) -> dict[str, Any]:
+        described, metric = self.recipe.all_arms[arm], self.task.metric
+        paths = [self._folder(arm, seed) / "result.json" for seed in self.recipe.seeds]
+        results = [read_json(path) for path in paths]
+        terms = self.assembly.terms(described)
+        return {
+            "role": "distilled" if terms else "alone",
+            "model": _describe(self.recipe.student),
+            **self._cost(student),
+            metric: [result["metrics"][metric] for result in results],
+            "best": [result["best"][metric] for result in results],
+            "task_weight": described.task_weight,
+            "terms": [
+                {
+                    "name": term.name or getattr(term.loss, "name", type(term.loss).__name__),
+                    "loss": f"{type(term.loss).__name__}({term.loss.extra_repr()})",
+                    "weight": term.weight,
+                    "student": term.student,
+                    "teacher": term.teacher,
+                    "equation": getattr(term.loss, "equation", ""),
+                    "paper": str(getattr(term.loss, "paper", "")),
+                }
+                for term in terms
+            ],
+            "seconds": [result["seconds"] for result in results],
+        }
+
+    def _tap(self, side: str) -> str | None:
+        """The first tap that any arm reads on one side: where the Gram matrices are taken."""
+        for arm in self.recipe.contenders.values():
+            for term in self.assembly.terms(arm):
+                paths: Any = getattr(term, side)
+                if paths:
+                    return paths if isinstance(paths, str) else str(paths[-1])
+        return None
+
+
+class _Eyes:
+    """Looks at the test set through trained networks, for the pictures of the report."""
+
+    def __init__(self, task: Task, student_tap: str | None, teacher_tap: str | None) -> None:
+        self.task, self.student_tap, self.teacher_tap = task, student_tap, teacher_tap
+        self.teacher_predictions: np.ndarray[Any, Any] | None = None
+
+    def see_teacher(self, teacher: nn.Module, path: Path) -> None:
+        """Record the teacher, whose predictions the students are then compared with."""
+        self.teacher_predictions = self._save([teacher], self.teacher_tap, path)[0]
+
+    def see(self, students: list[nn.Module], path: Path) -> None:
+        """Record one arm: the networks of all seeds, and the Gram matrix of the first."""
+        self._save(students, self.student_tap, path)
+
+    def _save(self, models: list[nn.Module], tap: str | None, path: Path) -> Any:
+        seen = [predict(model, self.task, self.task.splits["test"], tap=tap) for model in models]
+        labels = seen[0].labels
+        predictions = np.stack([one.logits.argmax(-1).numpy() for one in seen]).astype(np.int32)
+        rows = _ordered_by_class(labels, GRAM_SAMPLES)
+        feature = seen[0].logits if seen[0].feature is None else seen[0].feature
+        arrays = {
+            "labels": labels.numpy().astype(np.int32),
+            "predictions": predictions,
+            "gram": _gram(feature[rows]).numpy(),
+            "gram_labels": labels[rows].numpy().astype(np.int32),
+            "gram_tap": np.array(tap or "logits"),
+        }
+        if self.teacher_predictions is not None:
+            arrays["teacher_predictions"] = self.teacher_predictions
+        draft = path.with_name(f".{path.stem}.draft.npz")
+        np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
+        draft.replace(path)
+        return predictions
+
+
+def _gram(feature: Tensor) -> Tensor:
+    """The similarity matrix of SP: the Gram matrix, each row of unit length."""
+    flat = feature.flatten(1).double()
+    return torch.nn.functional.normalize(flat @ flat.T, dim=1).float()
+
+
+def _ordered_by_class(labels: Tensor, most: int) -> Tensor:
+    """Up to ``most`` samples, the same number of each class, ordered by class."""
+    classes = labels[labels >= 0].unique()[:most]
+    each = max(1, most // len(classes))
+    return torch.cat([(labels == label).nonzero().flatten()[:each] for label in classes])
+
+
+def _measure(model: nn.Module, task: Task) -> dict[str, float]:
+    accelerator = build_accelerator(FitConfig(steps=1, device="cpu"))
+    return evaluate(model, task, task.splits["test"], accelerator, batch_size=512)
+
+
+def _comparisons(arms: dict[str, Any], metric: str, *, higher: bool) -> dict[str, Any]:
+    """Each arm against the student alone, paired over the seeds."""
+    if "alone" not in arms:
+        return {}
+    base = np.array(arms["alone"][metric])
+    found = {}
+    for arm, row in arms.items():
+        if arm in ("teacher", "alone"):
+            continue
+        difference = np.array(row[metric]) - base
+        p = None
+        if len(difference) > 1 and difference.std() > 0:
+            p = float(stats.ttest_rel(row[metric], base).pvalue)
+        found[arm] = {
+            "against": "alone",
+            "mean_difference": float(difference.mean()),
+            "wins": int(((difference if higher else -difference) > 0).sum()),
+            "n": len(difference),
+            "p": p,
+        }
+    return found
+
+
+def _describe(spec: Any) -> str:
+    """A network, task or data set in one line: its name and arguments."""
+    if isinstance(spec, str):
+        return spec
+    if isinstance(spec, dict):
+        arguments = dict(spec)
+        name = str(arguments.pop("name", ""))
+    elif hasattr(spec, "arguments"):
+        name, arguments = spec.name, spec.arguments
+    else:
+        return type(spec).__name__
+    inside = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{name}({inside})" if inside else name
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    save_model(model, str(draft))
+    draft.replace(path)
+
+
+def _open_folder(out: Path, recipe: str, *, resume: bool) -> None:
+    """Make the run folder, or make sure that the one there is to be gone on with."""
+    recorded = out / "recipe.yaml"
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; name a folder for the run.")
+    holds_run = out.exists() and any(out.iterdir())
+    if holds_run and not resume:
+        raise RunError(f"{out} already holds a run; add --resume to go on with it, or name another.")
+    if resume and not holds_run:
+        raise RunError(f"There is no run in {out} to resume; leave --resume out to start one.")
+    if resume:
+        _same_recipe(recorded, recipe)
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(recorded, recipe)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write to {out} ({error.strerror}); choose a folder that is writable."
+        ) from error
+
+
+def _same_recipe(recorded: Path, recipe: str) -> None:
+    if not recorded.exists():
+        raise RunError(f"{recorded.parent} holds no recipe.yaml, so it is no run; name another.")
+    before, now = recorded.read_text(encoding="utf-8").splitlines(), recipe.splitlines()
+    if before != now:
+        pairs = [(a, b) for a, b in zip(before, now, strict=False) if a != b]
+        a, b = pairs[0] if pairs else ("(end)", "(more keys)")
+        raise RunError(
+            f"{recorded.parent} was started by another recipe (there {a.strip()!r}, now "
+            f"{b.strip()!r}); resume with the same one, or name another folder."
+        )
+
+
+def _on_main(state: PartialState, action: Callable[[], None]) -> None:
+    """Do something on the first process; what goes wrong there goes wrong on all of them."""
+    outcome: list[CongenerError | None] = [None]
+    if state.is_main_process:
+        try:
+            action()
+        except CongenerError as error:
+            outcome = [error]
+    if state.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[0] is not None:
+        raise outcome[0]
