@@ -59,19 +59,18 @@ class RunLog:
         if self._path is not None and self._path.exists():
             os.truncate(self._path, min(length, self.length))
 
-    def forget(self, fit: str) -> None:
-        """Remove the events of a fit that starts again from its beginning."""
+    def forget(self, **fields: str) -> None:
+        """Remove the events that have these fields: those of what starts again from the beginning."""
         if self._path is None or not self._path.exists():
             return
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and _fit_of(line) != fit]
+        kept = [line for line in lines if line.endswith("\n") and not _has(line, fields)]
         if len(kept) < len(lines):
             write_text(self._path, "".join(kept))
 
 
-def _fit_of(line: str) -> str | None:
-    fit: str | None = json.loads(line).get("fit")
-    return fit
+def _has(line: str, fields: dict[str, str]) -> bool:
+    return fields.items() <= json.loads(line).items()
 
 
 def write_text(path: Path, text: str) -> None:

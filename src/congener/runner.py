@@ -28,8 +28,16 @@ from scipy import stats
 from torch import Tensor, nn
 
 from congener.assembly import Assembly
-from congener.engine import FitConfig, build_accelerator, evaluate, fit, load_weights, predict
-from congener.engine.feed import evaluation_batches
+from congener.engine import (
+    FitConfig,
+    build_accelerator,
+    evaluate,
+    fit,
+    load_weights,
+    predict,
+    process_state,
+)
+from congener.engine.feed import evaluation_batches, size, steps_in_epoch
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
 from congener.recipe import Recipe, TeacherSpec, dump_recipe
@@ -73,15 +81,17 @@ def execute(
     Raises:
         CongenerError: whatever does not fit, before anything is written.
     """
-    state = PartialState(cpu=recipe.train.device == "cpu")
+    state = process_state(recipe.train)
     assembly = Assembly(recipe, trust)
     assembly.check()
     text = dump_recipe(recipe)
     _on_main(state, lambda: _open_folder(out, text, resume=resume))
     main = state.is_main_process
     log = RunLog(out, observers) if main else RunLog(None)
-    if main and not (out / "environment.json").exists():
+    if main:
         write_text(out / "environment.json", json.dumps(environment(), indent=1))
+        log.forget(event="run_finished")
+    if main and not log.length:
         log.emit("run_started", name=recipe.name, arms=list(recipe.all_arms), seeds=recipe.seeds)
     started = time.time()
     runner = _Runner(recipe, assembly, out, log, state)
@@ -105,6 +115,7 @@ class _Runner:
         self.recipe, self.assembly, self.out, self.log = recipe, assembly, out, log
         self.state = state
         self.task: Task = assembly.task
+        self.teacher_figures: dict[str, float] = {}
 
     def teacher(self) -> nn.Module | None:
         """The teacher, trained first where the recipe says so."""
@@ -113,13 +124,19 @@ class _Runner:
             system = Distillation(model, None, [], task=self.task)
             split = "teacher" if "teacher" in self.task.splits else "train"
             self._fit("teacher", self.out / "teacher", system, spec.train, spec.seed, split)
+        elif model is not None:  # it came with its weights: all processes measure it together
+            self.teacher_figures = _measure(model, self.task, self.recipe.train)
         return None if model is None else model.cpu()
 
     def student(self, arm: str, seed: int, teacher: nn.Module | None) -> None:
         """Train one arm with one seed, unless that is done already."""
         student = self.assembly.student(seed)
         system = self.assembly.system(arm, student, teacher)
-        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, self.recipe.train, seed, "train")
+        config, split = self.recipe.train, "train"
+        if not system.terms and "labelled" in self.task.splits:
+            # Without a teacher, samples without labels teach nothing: as many steps, all labelled.
+            config, split = _in_steps(config, size(self.task.splits["train"])), "labelled"
+        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, config, seed, split)
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
@@ -134,7 +151,7 @@ class _Runner:
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / "checkpoint.pt").exists():
-                self.log.forget(name)
+                self.log.forget(fit=name)
         self.state.wait_for_everyone()
         result = fit(
             system, self.task, config,
@@ -150,6 +167,7 @@ class _Runner:
     def summarise(self, teacher: nn.Module | None, command: str) -> dict[str, Any]:
         """Write the analysis, the metrics and the summary."""
         (self.out / "analysis").mkdir(exist_ok=True)
+        teacher = None if teacher is None else teacher.cpu()  # the fits took it to their device
         arms: dict[str, Any] = {}
         eyes = _Eyes(self.task, self._tap("student"), self._tap("teacher"))
         if teacher is not None:
@@ -202,9 +220,9 @@ class _Runner:
         path = self.out / "teacher" / "result.json"
         if path.exists():
             result = read_json(path)
-        else:  # it came with its weights: measure it once
-            metrics = _measure(teacher, self.task)
-            result = {"metrics": metrics, "best": metrics, "seconds": 0.0}
+        else:
+            figures = self.teacher_figures
+            result = {"metrics": figures, "best": figures, "seconds": 0.0}
         metric, times = self.task.metric, len(self.recipe.seeds)
         return {
             "role": "teacher",
@@ -304,8 +322,23 @@ def _ordered_by_class(labels: Tensor, most: int) -> Tensor:
     return torch.cat([(labels == label).nonzero().flatten()[:each] for label in classes])
 
 
-def _measure(model: nn.Module, task: Task) -> dict[str, float]:
-    accelerator = build_accelerator(FitConfig(steps=1, device="cpu"))
+def _in_steps(config: FitConfig, samples: int) -> FitConfig:
+    """The same training in steps instead of epochs over ``samples``."""
+    if config.epochs is None:
+        return config
+    unit = steps_in_epoch(samples, config.batch_size, drop_last=config.drop_last, processes=1)
+    changes = {
+        "epochs": None,
+        "steps": config.epochs * unit,
+        "milestones": tuple(milestone * unit for milestone in config.milestones),
+        "evaluate_every": config.evaluate_every * unit,
+    }
+    return config.model_copy(update=changes)
+
+
+def _measure(model: nn.Module, task: Task, config: FitConfig) -> dict[str, float]:
+    accelerator = build_accelerator(config.model_copy(update={"precision": "fp32"}))
+    model = model.to(accelerator.device)
     return evaluate(model, task, task.splits["test"], accelerator, batch_size=512)
 
 
@@ -358,7 +391,8 @@ def _open_folder(out: Path, recipe: str, *, resume: bool) -> None:
     recorded = out / "recipe.yaml"
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file; name a folder for the run.")
-    holds_run = out.exists() and any(out.iterdir())
+    # Hidden files are drafts of a start that was cut off before there was a run.
+    holds_run = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if holds_run and not resume:
         raise RunError(f"{out} already holds a run; add --resume to go on with it, or name another.")
     if resume and not holds_run:

@@ -28,7 +28,8 @@ class Task(ABC):
 
     Attributes:
         splits: data sets by name; ``train`` and ``test`` always, ``teacher`` where the teacher
-            learns from another part of the data than the student. A data set is map-style; one
+            learns from another part of the data than the student, ``labelled`` (the labelled part
+            of ``train``) where not all of it has labels. A data set is map-style; one
             that has ``__getitems__`` may return a whole batch at once.
         metric: the name of the headline figure among those of :meth:`metrics`.
         higher_is_better: the direction of ``metric``.

@@ -3,7 +3,8 @@
 from congener.engine.checkpoint import load_weights
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import Predictions, evaluate, predict
-from congener.engine.loop import FitResult, build_accelerator, fit
+from congener.engine.loop import FitResult, fit
+from congener.engine.machine import build_accelerator, process_state
 
 __all__ = [
     "FitConfig",
@@ -14,4 +15,5 @@ __all__ = [
     "fit",
     "load_weights",
     "predict",
+    "process_state",
 ]

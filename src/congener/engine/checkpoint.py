@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from congener.errors import CheckpointError
 
-__all__ = ["load_checkpoint", "load_weights", "restore_random", "save_checkpoint"]
+__all__ = ["check_state", "load_checkpoint", "load_weights", "restore_random", "save_checkpoint"]
 
 
 class _Random(NamedTuple):
@@ -95,6 +95,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors); save one there.")
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    check_state(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def check_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Make sure that the weights read from ``path`` are those of a network like ``model``.
+
+    Raises:
+        CheckpointError: as for :func:`load_weights`.
+    """
     own = model.state_dict()
     missing = [name for name in own if name not in weights]
     unexpected = [name for name in weights if name not in own]
@@ -112,7 +122,6 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 f"has shape {tuple(weights[name].shape)} there and {tuple(value.shape)} here; "
                 "check widths and number of classes."
             )
-    model.load_state_dict(weights)
 
 
 def _load(path: Path) -> Any:

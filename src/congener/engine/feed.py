@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from congener.task import Task
 from congener.types import Batch
@@ -98,25 +98,35 @@ class _Indexed(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> tuple[list[int], Any]:
         whole = getattr(self.dataset, "__getitems__", None)
-        if whole is not None:
+        if whole is None or not _returns_batches(self.dataset):
+            return indices, [self._sample(index) for index in indices]
+        with _seeded(hash((self.seed, self.epoch, *indices))):
             return indices, whole(indices)
-        return indices, [self._sample(index) for index in indices]
 
     def _sample(self, index: int) -> Any:
         with _seeded(hash((self.seed, self.epoch, index))):
             return self.dataset[index]
 
 
+def _returns_batches(dataset: Dataset[Any]) -> bool:
+    """Whether whole batches are the data set's own; a ``Subset`` only passes them through."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return hasattr(dataset, "__getitems__")
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, then put them back as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (users' transforms)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed % 2**63)
+    state = torch.get_rng_state()
+    try:
+        # Not torch.manual_seed, which would seed the devices too, and so the network's dropout.
+        torch.default_generator.manual_seed(seed % 2**63)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+        yield
+    finally:
+        torch.set_rng_state(state)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

@@ -13,15 +13,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast, set_seed
 from torch.utils.data import Dataset
 
 from congener.engine.accumulate import accumulated_step
-from congener.engine.checkpoint import load_checkpoint, restore_random, save_checkpoint
+from congener.engine.checkpoint import (
+    check_state,
+    load_checkpoint,
+    restore_random,
+    save_checkpoint,
+)
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
 from congener.engine.feed import epoch_batches, size, steps_in_epoch, to_device
+from congener.engine.machine import build_accelerator
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.errors import CheckpointError, DataError, Interrupted, NonFiniteLossError
 from congener.runlog import RunLog
@@ -29,7 +34,7 @@ from congener.system import System
 from congener.task import Task
 from congener.types import Progress
 
-__all__ = ["FitResult", "build_accelerator", "fit"]
+__all__ = ["FitResult", "fit"]
 
 AGREE_EVERY = 10  # steps between the questions "was anyone interrupted?" of several processes
 
@@ -42,13 +47,6 @@ class FitResult:
     best: dict[str, float]
     steps: int
     seconds: float
-
-
-def build_accelerator(config: FitConfig) -> Accelerator:
-    """Accelerate's view of the machine, for one fit (its shared state is made anew)."""
-    AcceleratorState._reset_state()
-    precision = "no" if config.precision == "fp32" else config.precision
-    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
 
 
 def fit(
@@ -124,6 +122,8 @@ def fit(
             save_checkpoint(checkpoint, state, main=main)
 
     def measure() -> None:
+        for buffer in system.student.buffers() if world > 1 else ():
+            broadcast(buffer)  # the first process' statistics, which are the ones that are saved
         figures = evaluate(
             system.student, task, test, accelerator,
             batch_size=max(config.batch_size, 256), workers=config.workers,
@@ -183,6 +183,9 @@ def fit(
                     raise Interrupted
         save()
         measure()
+        if _anyone(interrupted, 0, accelerator):
+            log.emit("interrupted", fit=name, step=step)
+            raise Interrupted
     log.emit(
         "fit_finished", fit=name, step=step, metrics=history.last, best=history.best,
         seconds=round(history.seconds, 3),
@@ -239,6 +242,7 @@ def _restore(
 ) -> int:
     """Put everything back as the checkpoint has it; the step to go on from."""
     try:
+        check_state(system.student, _inside(state["system"], "student."), path)
         system.load_state_dict(state["system"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -253,6 +257,11 @@ def _restore(
         ) from error
     restore_random(state["random"], accelerator.process_index)
     return step
+
+
+def _inside(state: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries below a prefix, under their own names."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+r"""Similarity-preserving knowledge distillation (Tung and Mori, ICCV 2019).
+
+Inputs that a trained teacher finds alike excite alike activations in it. The student need not copy
+the activations: within each batch it keeps which inputs are alike.
+
+.. math::
+    L = \frac{1}{B^2} \, \| G^t - G^s \|_F^2, \qquad
+    G_{[i,:]} = \tilde G_{[i,:]} / \| \tilde G_{[i,:]} \|_2, \quad \tilde G = Q Q^\top
+
+=============  =====================  ==========================================
+symbol         argument               default
+=============  =====================  ==========================================
+:math:`Q^s`    ``student_feature``    flattened to (batch, everything else)
+:math:`Q^t`    ``teacher_feature``    likewise; of any channels and size
+:math:`G`      ``normalize``          ``"gram_rows"``: rows of the Gram matrix
+=============  =====================  ==========================================
+
+Conventions
+    Mean over the B² entries, diagonal included. The loss of b samples is of order 1/b, so a weight
+    is worth quoting only with its batch size. The task loss is not included.
+
+Differences from the authors' code
+    RepDistiller (b84f547), verified by the paper's author, gives the same value. ``"features"``
+    is another loss that circulates: samples are normalised before the product, rows are not after.
+"""
+
+from typing import ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from congener.ops.checks import check_choice, check_features
+from congener.ops.collectives import Scope, batch_size
+from congener.ops.precision import upcast
+from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.similarity import gram
+from congener.types import Paper
+
+__all__ = ["SPLoss", "sp_loss"]
+
+Normalize = Literal["gram_rows", "features"]
+
+
+def sp_loss(
+    student_feature: Float[Tensor, "batch *student_axes"],
+    teacher_feature: Float[Tensor, "batch *teacher_axes"],
+    *,
+    normalize: Normalize = "gram_rows",
+    mask: Bool[Tensor, " batch"] | None = None,
+    reduction: Reduction = "mean",
+    scope: Scope = "global",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """Squared distance of the two batches' similarity matrices.
+
+    Args:
+        student_feature: (batch, ...) with 2 to 5 axes.
+        teacher_feature: (batch, ...), other axes free; no gradient flows into it.
+        normalize: ``"gram_rows"`` as published, or ``"features"``.
+        mask: (batch,), which samples count; the others are as if absent.
+        reduction: ``"mean"``, ``"none"``: each sample's row of it, whose mean it is, ``"sum"``.
+        scope: ``"global"``: the batch of all processes; ``"local"``: of this one.
+
+    Returns:
+        A scalar, or (batch,) for ``"none"``; at least float32.
+
+    Raises:
+        ShapeError: the batch sizes differ, or a feature or the mask has the wrong axes.
+        ValueError: integer features, an unknown normalisation, reduction or scope.
+
+    >>> student, teacher = torch.tensor([[1.0], [1.0]]), torch.eye(2)
+    >>> round(sp_loss(student, teacher).item(), 4)  # (2 - sqrt(2)) / 2
+    0.2929
+    """
+    check_features(student_feature, teacher_feature, mask)
+    check_choice("normalize", normalize, ("gram_rows", "features"))
+    check_reduction(reduction, scope)
+    with torch.autocast(student_feature.device.type, enabled=False):
+        student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
+        student_gram = _similarities(blank_rows(student, mask), normalize, scope)
+        teacher_gram = _similarities(blank_rows(teacher, mask), normalize, scope)
+        row_sums = (teacher_gram - student_gram).square().sum(dim=1)
+        per_sample = row_sums / batch_size(student, mask, scope=scope)
+        return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+
+
+def _similarities(features: Tensor, normalize: Normalize, scope: Scope) -> Tensor:
+    if normalize == "features":
+        return gram(F.normalize(features, dim=1), scope=scope)
+    return F.normalize(gram(features, scope=scope), dim=1)
+
+
+@final
+class SPLoss(nn.Module):
+    """Which inputs of a batch are alike; see :func:`sp_loss`."""
+
+    name: ClassVar[str] = "sp"
+    paper: ClassVar[Paper] = Paper(
+        title="Similarity-Preserving Knowledge Distillation",
+        authors="Frederick Tung, Greg Mori",
+        venue="ICCV",
+        year=2019,
+        url="https://arxiv.org/abs/1907.09682",
+    )
+    equation: ClassVar[str] = "L = ‖Gᵗ − Gˢ‖²_F / B²,  G = rows of Q·Qᵀ, each divided by its norm"
+    family: ClassVar[str] = "relation"
+    zero_at_match: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
+    batch_coupled: ClassVar[bool] = True
+    sources: ClassVar[dict[str, str]] = {
+        "normalize": "RepDistiller, verified by the paper's author: rows of the Gram matrix",
+        "reduction": "the paper's 1/B²",
+        "scope": "ours: the batch is the global batch",
+    }
+
+    def __init__(
+        self,
+        normalize: Normalize = "gram_rows",
+        *,
+        reduction: Reduction = "mean",
+        scope: Scope = "global",
+    ) -> None:
+        super().__init__()
+        check_choice("normalize", normalize, ("gram_rows", "features"))
+        check_reduction(reduction, scope)
+        self.normalize = normalize
+        self.reduction, self.scope = reduction, scope
+
+    def forward(
+        self,
+        student_feature: Float[Tensor, "batch *student_axes"],
+        teacher_feature: Float[Tensor, "batch *teacher_axes"],
+        mask: Bool[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+        """Call :func:`sp_loss` with the stored hyper-parameters."""
+        return sp_loss(
+            student_feature,
+            teacher_feature,
+            normalize=self.normalize,
+            mask=mask,
+            reduction=self.reduction,
+            scope=self.scope,
+        )
+
+    def extra_repr(self) -> str:
+        """Name the hyper-parameters."""
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)

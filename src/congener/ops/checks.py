@@ -1,0 +1,145 @@
+"""What every loss asks of its arguments, each refusal in one sentence."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from congener.errors import ShapeError
+
+__all__ = [
+    "check_choice",
+    "check_features",
+    "check_floating",
+    "check_logits",
+    "check_mask",
+    "check_temperature",
+    "check_temperature_range",
+]
+
+
+def check_floating(**tensors: Tensor) -> None:
+    """Every tensor must be real floating point.
+
+    Raises:
+        ValueError: one is not, with its name and its type.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating point, not {tensor.dtype}; call .float().")
+
+
+def check_logits(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dense: bool = False,
+) -> None:
+    """Logits must be floating point, of one shape (batch, classes); the mask must fit.
+
+    Args:
+        student_logits: the student's logits.
+        teacher_logits: the teacher's logits.
+        mask: which samples count, (batch,).
+        dense: also allow (batch, classes, height, width).
+
+    Raises:
+        ShapeError: the shapes differ or are of another kind.
+        ValueError: one of the two is not floating point, or the mask is not boolean.
+    """
+    check_floating(student_logits=student_logits, teacher_logits=teacher_logits)
+    student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
+    if student != teacher or len(student) not in ((2, 4) if dense else (2,)):
+        kind = "(batch, classes)" + (" or (batch, classes, height, width)" if dense else "")
+        raise ShapeError(
+            f"student_logits {student} and teacher_logits {teacher} must have one shape, {kind}; "
+            "give both networks the same batch and the same classes."
+        )
+    check_mask(mask, student_logits, "student_logits")
+
+
+def check_features(
+    student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+) -> None:
+    """Features must be floating point, (batch, ...) with 2 to 5 axes; the mask must fit.
+
+    Raises:
+        ShapeError: the batch sizes differ, or a feature has too few or too many axes.
+        ValueError: one of the two is not floating point, or the mask is not boolean.
+    """
+    check_floating(student_feature=student_feature, teacher_feature=teacher_feature)
+    student, teacher = tuple(student_feature.shape), tuple(teacher_feature.shape)
+    if not (2 <= len(student) <= 5 and 2 <= len(teacher) <= 5 and student[0] == teacher[0]):
+        raise ShapeError(
+            f"student_feature {student} and teacher_feature {teacher} must both be (batch, ...) "
+            "with 2 to 5 axes and the same batch size; feed both networks the same batch."
+        )
+    check_mask(mask, student_feature, "student_feature")
+
+
+def check_mask(mask: Tensor | None, like: Tensor, name: str) -> None:
+    """A mask must be boolean, one entry for each row of ``like``.
+
+    Raises:
+        ShapeError: the mask is not (batch,).
+        ValueError: the mask is not boolean.
+    """
+    if mask is None:
+        return
+    if tuple(mask.shape) != tuple(like.shape[:1]):
+        raise ShapeError(
+            f"mask {tuple(mask.shape)} must be (batch,) = {tuple(like.shape[:1])} for {name} "
+            f"{tuple(like.shape)}; give one entry for each sample."
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be boolean, not {mask.dtype}; call .bool().")
+
+
+def check_temperature(
+    temperature: float | Tensor, logits: Tensor | None = None, *, name: str = "temperature"
+) -> None:
+    """A temperature is a positive number or, beside ``logits``, a tensor with one for each sample.
+
+    The numbers within a tensor are not looked at: that would wait for the device.
+
+    Raises:
+        ShapeError: a tensor that is not (batch,).
+        ValueError: a number that is not positive and finite, or a tensor of integers.
+    """
+    if isinstance(temperature, Tensor) and logits is not None:
+        check_floating(temperature=temperature)
+        if temperature.shape != logits.shape[:1]:
+            raise ShapeError(
+                f"temperature {tuple(temperature.shape)} must be a number or (batch,) = "
+                f"{tuple(logits.shape[:1])} for student_logits {tuple(logits.shape)}; give one "
+                "for each sample."
+            )
+    elif not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"{name} must be positive and finite, not {temperature}.")
+
+
+def check_temperature_range(low_temperature: float, high_temperature: float) -> None:
+    """Both temperatures must be positive, the low one not above the high one.
+
+    Raises:
+        ValueError: they are not.
+    """
+    check_temperature(low_temperature, name="low_temperature")
+    check_temperature(high_temperature, name="high_temperature")
+    if low_temperature > high_temperature:
+        raise ValueError(
+            f"low_temperature {low_temperature} must not exceed high_temperature "
+            f"{high_temperature}."
+        )
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """An option must be one of the known words.
+
+    Raises:
+        ValueError: it is not, with the words that are known.
+    """
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, not {value!r}.")

@@ -1,0 +1,125 @@
+r"""Sums, means and rows over all processes, with gradient.
+
+Every collective is differentiated by its exact adjoint: the backward of a sum over ranks is the sum
+over ranks of the incoming gradients. A rank's gradient is then that of the *sum* of all ranks'
+losses, and what DDP makes of it, the mean over ranks, is the gradient of the mean of all ranks'
+losses. Where every rank computes the same global loss, this is the gradient of one process that
+holds the whole batch, with no factor to remember, ragged and empty ranks included.
+
+Every rank must therefore call backward, as under DDP it does. Without a default process group of
+more than one process nothing here communicates.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from congener.ops.checks import check_choice, check_mask
+from congener.ops.precision import upcast
+
+__all__ = ["Scope", "all_sum", "batch_size", "check_scope", "gather_rows", "global_mean"]
+
+Scope = Literal["global", "local"]
+"""Whose rows a batch is: those of ``"global"``, all processes, or of ``"local"``, this one."""
+
+
+def check_scope(scope: str) -> None:
+    """A scope must be ``"global"`` or ``"local"``."""
+    check_choice("scope", scope, ("global", "local"))
+
+
+def all_sum(x: Tensor, *, scope: Scope = "global") -> Tensor:
+    """Sum a tensor of one shape over all processes; in local scope, return it as it is."""
+    return _sum_over_ranks(x) if _spans_ranks(scope) else x
+
+
+def batch_size(x: Tensor, mask: Tensor | None = None, *, scope: Scope = "global") -> Tensor:
+    """Count the unmasked rows of a batch; 1 where there are none, so that it can divide.
+
+    Args:
+        x: rows of this process, (batch, ...); its type is the type of the count.
+        mask: which rows count, (batch,).
+        scope: whose rows to count.
+    """
+    kept = torch.full((), x.shape[0], dtype=x.dtype, device=x.device)
+    if mask is not None:
+        kept = mask.sum(dtype=x.dtype)
+    return all_sum(kept, scope=scope).clamp(min=1)
+
+
+def global_mean(values: Tensor, mask: Tensor | None = None, *, scope: Scope = "global") -> Tensor:
+    """Average the unmasked values of all processes.
+
+    Args:
+        values: one number for each row of this process, (batch,).
+        mask: which rows count, (batch,); masked values may be anything, NaN included.
+        scope: ``"local"`` averages the values of this process alone.
+
+    Returns:
+        The mean, the same on every rank; 0, still attached to ``values``, where nothing counts.
+
+    >>> global_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
+    tensor(1.5000)
+    """
+    check_scope(scope)
+    check_mask(mask, values, "values")
+    (values,) = upcast(values)
+    if torch.is_grad_enabled() and not values.requires_grad and _spans_ranks(scope):
+        # A rank whose values carry no gradient must not leave the others waiting in backward.
+        values = values.detach().requires_grad_()
+    kept = values if mask is None else values.masked_fill(~mask, 0)
+    return all_sum(kept.sum(), scope=scope) / batch_size(values, mask, scope=scope)
+
+
+def gather_rows(x: Tensor, *, scope: Scope = "global") -> tuple[Tensor, slice]:
+    """Lay the rows of all processes under each other, in rank order.
+
+    Args:
+        x: rows of this process, (batch, ...); their number may differ between ranks.
+        scope: in ``"local"`` scope the rows are this process' own.
+
+    Returns:
+        The rows of all processes, with gradient, and the slice that is this process' own.
+    """
+    if not _spans_ranks(scope):
+        return x, slice(0, x.shape[0])
+    sizes = torch.zeros(_world_size(), dtype=torch.int64, device=x.device)
+    sizes[dist.get_rank()] = x.shape[0]
+    dist.all_reduce(sizes)
+    counts = sizes.tolist()
+    before, after = sum(counts[: dist.get_rank()]), sum(counts[dist.get_rank() + 1 :])
+    own = slice(before, before + x.shape[0])
+    # Each rank fills its own place among zeros: the sum over ranks is the gathered tensor.
+    numbers = x.to(torch.uint8) if x.dtype == torch.bool else x
+    placed = F.pad(numbers, (0, 0) * (x.dim() - 1) + (before, after))
+    return _sum_over_ranks(placed).to(x.dtype), own
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks; it is its own adjoint, so it can be differentiated again and again."""
+
+    @staticmethod
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_ctx: Any, grad: Tensor) -> Tensor:
+        return _sum_over_ranks(grad)
+
+
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(x)
+    return total
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _spans_ranks(scope: Scope) -> bool:
+    return scope == "global" and _world_size() > 1

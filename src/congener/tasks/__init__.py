@@ -1,0 +1,1 @@
+"""Task packs; each lives behind its extra."""

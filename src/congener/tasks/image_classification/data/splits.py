@@ -1,0 +1,252 @@
+"""In-memory data sets, and how a training set is divided among teacher, student and tuning."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from congener.errors import DataError
+from congener.types import Batch
+
+__all__ = ["ArrayDataset", "Arrays", "Division", "Splits", "check_arrays", "divide"]
+
+IGNORE = -100
+
+
+class Arrays(NamedTuple):
+    """Images (samples, channels, *size), uint8 or float32, and their labels (samples,), int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ArrayDataset(Dataset[Batch]):
+    """Samples in memory; a whole batch is one indexing operation.
+
+    A batch is ``{"image", "labels", "index"}``; ``index`` is the position in this data set.
+
+    Attributes:
+        ids: position of each sample in the training (or test) set it was taken from.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, ids: Tensor | None = None) -> None:
+        self.images = images
+        self.labels = labels
+        self.ids = torch.arange(len(labels)) if ids is None else ids
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        position = range(len(self))[index]
+        return {
+            "image": self.images[position],
+            "labels": self.labels[position],
+            "index": torch.tensor(position),
+        }
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """The batch of these samples, in this order."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return {"image": self.images[index], "labels": self.labels[index], "index": index}
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """A data set, divided.
+
+    Attributes:
+        train: what the student sees; samples without a label carry -100.
+        test: what the figures are measured on.
+        class_names: one name for each class.
+        mean: per channel, of the images as floats (uint8 counts as 0 to 1).
+        std: likewise.
+        input_shape: of one sample, channels first.
+        teacher: what the teacher is trained on, where that is not ``train``.
+    """
+
+    train: ArrayDataset
+    test: ArrayDataset
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_shape: tuple[int, ...]
+    teacher: ArrayDataset | None = None
+
+
+class Division(TypedDict, total=False):
+    """How a training set is divided; every loader takes these options. See :func:`divide`."""
+
+    teacher: int | None
+    pool: int | None
+    labelled: int | None
+    balanced: bool
+    holdout: int | None
+
+
+def check_arrays(what: str, arrays: Arrays, classes: int) -> None:
+    """Refuse samples from which nothing can be learnt.
+
+    Raises:
+        DataError: no samples, counts that differ, or labels outside [0, classes) other than -100.
+    """
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise DataError(
+            f"{what} has {len(images)} images but {len(labels)} labels; each image needs one label "
+            f"({IGNORE} where it is not known)."
+        )
+    if not len(labels):
+        raise DataError(f"{what} is empty; at least one sample is needed.")
+    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        first = int(wrong.nonzero()[0, 0])
+        raise DataError(
+            f"{what} has the label {int(labels[first])} at sample {first}, outside the range 0 to "
+            f"{classes - 1} of its {classes} classes; number the classes from 0 and mark samples "
+            f"without a label with {IGNORE}."
+        )
+
+
+def _check_classes(what: str, labels: Tensor) -> None:
+    present = torch.unique(labels[labels != IGNORE])
+    if len(present) < 2:
+        seen = f"only the class {int(present[0])}" if len(present) else "no labelled sample"
+        raise DataError(f"{what} has {seen}; to learn to tell classes apart takes two or more.")
+
+
+def _check_scale(mean: Sequence[float], std: Sequence[float], images: Tensor) -> None:
+    channels = images.shape[1] if images.ndim > 2 else 1
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise DataError(
+                f"{what} has {len(values)} values for images of {channels} channels; "
+                f"give {channels}."
+            )
+    if min(std) <= 0:
+        raise DataError(
+            f"std={list(std)} has a value that is not positive; images are divided by it."
+        )
+
+
+def _keep_labels(labels: Tensor, labelled: int, balanced: bool, classes: int) -> Tensor:
+    """The labels with all but ``labelled`` of them replaced by -100."""
+    if not balanced:
+        keep = torch.arange(len(labels)) < labelled
+    else:
+        each, rest = divmod(labelled, classes)
+        if rest:
+            raise DataError(
+                f"labelled={labelled} cannot be balanced over {classes} classes; use a multiple of "
+                f"{classes}, or balanced=False."
+            )
+        member = labels[:, None] == torch.arange(classes)
+        keep = (member & (member.cumsum(0) <= each)).any(1)
+        if int(keep.sum()) < labelled:
+            scarce = int(member.sum(0).argmin())
+            raise DataError(
+                f"labelled={labelled} needs {each} samples of each class, but the pool has only "
+                f"{int(member[:, scarce].sum())} of class {scarce}; lower labelled or enlarge pool."
+            )
+    return torch.where(keep, labels, IGNORE)
+
+
+def divide(
+    what: str,
+    train: Arrays,
+    test: Arrays,
+    *,
+    class_names: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    extra: Tensor | None = None,
+    teacher: int | None = None,
+    pool: int | None = None,
+    labelled: int | None = None,
+    balanced: bool = False,
+    holdout: int | None = None,
+) -> Splits:
+    """Divide a training set of n samples, in its own order, into disjoint parts.
+
+    ======================================  =====================================================
+    samples                                 use
+    ======================================  =====================================================
+    0 … teacher-1                           split ``teacher``: the teacher's training set
+    teacher … teacher+pool-1                split ``train``: what the student sees
+    n-holdout … n-1                         split ``test``, instead of the test set, for tuning
+    ======================================  =====================================================
+
+    Args:
+        what: how messages call the data set.
+        train: the training set.
+        test: the test set.
+        class_names: one name for each class.
+        mean: per channel.
+        std: per channel.
+        extra: more images for the student, without labels, appended to ``train``.
+        teacher: default: no split of its own, the teacher learns from ``train``.
+        pool: default: all that ``teacher`` and ``holdout`` leave.
+        labelled: how many samples of the pool keep their label; default: all.
+        balanced: the labelled samples are the first ``labelled / classes`` of each class in the
+            pool; otherwise simply the first ``labelled`` of the pool.
+        holdout: default: none, ``test`` is the test set.
+
+    Raises:
+        DataError: data or options that do not fit, saying which and why.
+    """
+    classes = len(class_names)
+    check_arrays(f"The training set of {what}", train, classes)
+    check_arrays(f"The test set of {what}", test, classes)
+    _check_classes(f"The training set of {what}", train.labels)
+    _check_scale(mean, std, train.images)
+    options = {"teacher": teacher, "pool": pool, "labelled": labelled, "holdout": holdout}
+    for option, value in options.items():
+        least = 0 if option == "labelled" else 1
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise DataError(f"{option}={value!r} is not a number of samples; leave it out.")
+    count = len(train.labels)
+    start = teacher or 0
+    end = count - (holdout or 0)
+    stop = end if pool is None else start + pool
+    if stop > end or stop <= start:
+        raise DataError(
+            f"{what} has {count} training samples, too few for teacher={start} + "
+            f"pool={'at least 1' if pool is None else pool} + holdout={holdout or 0}; lower one."
+        )
+    labels = train.labels[start:stop]
+    if labelled is not None:
+        if labelled > len(labels):
+            raise DataError(
+                f"labelled={labelled} is more than the {len(labels)} samples the student sees; "
+                "lower labelled or enlarge pool."
+            )
+        labels = _keep_labels(labels, labelled, balanced, classes)
+    ids = torch.arange(count)
+    images = train.images[start:stop]
+    student_ids = ids[start:stop]
+    if extra is not None:
+        images = torch.cat([images, extra])
+        labels = torch.cat([labels, labels.new_full((len(extra),), IGNORE)])
+        student_ids = torch.cat([student_ids, count + torch.arange(len(extra))])
+    if holdout is not None:
+        test_split = ArrayDataset(train.images[end:], train.labels[end:], ids[end:])
+    else:
+        test_split = ArrayDataset(test.images, test.labels)
+    if not (test_split.labels != IGNORE).any():
+        raise DataError(f"No sample of {what} to test on has a label; figures need some.")
+    teacher_split = None
+    if teacher is not None:
+        teacher_split = ArrayDataset(train.images[:start], train.labels[:start], ids[:start])
+        _check_classes(f"The first {teacher} samples of {what}", teacher_split.labels)
+    return Splits(
+        train=ArrayDataset(images, labels, student_ids),
+        test=test_split,
+        class_names=tuple(class_names),
+        mean=tuple(mean),
+        std=tuple(std),
+        input_shape=tuple(images.shape[1:]),
+        teacher=teacher_split,
+    )

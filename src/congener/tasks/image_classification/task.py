@@ -1,0 +1,260 @@
+"""Image classification: one label for each image, or none where the label is not known."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from congener.errors import CongenerError, DataError, RecipeError, did_you_mean
+from congener.naming import accepted_names, bind, resolve
+from congener.ops.collectives import global_mean
+from congener.task import Metrics, Task
+from congener.types import Batch
+
+from . import augment as augmentations
+from . import data as datasets
+from . import models
+from .data.datasets import inspect_datasets
+from .data.splits import IGNORE, ArrayDataset, Splits
+
+__all__ = ["ImageClassification"]
+
+
+class ImageClassification(Task):
+    """Images with one label each; unlabelled samples carry -100.
+
+    Args:
+        data: the name of a loader in :mod:`.data`, a mapping with its ``name`` and arguments, or
+            the :class:`Splits` that a loader returned.
+        augment: the name of a function in :mod:`.augment`, or a mapping with its ``name`` and
+            arguments; applied to training batches.
+
+    Attributes:
+        input_shape: of one sample, channels first.
+
+    Raises:
+        RecipeError: an unknown name or argument.
+        DataError: data that is missing, damaged or of no use.
+    """
+
+    metric = "accuracy"
+    ignore_label = IGNORE
+
+    def __init__(
+        self,
+        data: str | Mapping[str, Any] | Splits = "mnist1d",
+        *,
+        augment: str | Mapping[str, Any] = "none",
+    ) -> None:
+        divided = data if isinstance(data, Splits) else _load(data)
+        splits: dict[str, Dataset[Any]] = {"train": divided.train, "test": divided.test}
+        if divided.teacher is not None:
+            splits["teacher"] = divided.teacher
+        known = divided.train.labels != IGNORE
+        if known.any() and not known.all():
+            part = divided.train
+            splits["labelled"] = ArrayDataset(
+                part.images[known], part.labels[known], part.ids[known]
+            )
+        self._describe(
+            splits, divided.class_names, divided.input_shape, divided.mean, divided.std, augment
+        )
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train: Dataset[Any],
+        test: Dataset[Any],
+        *,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        augment: str | Mapping[str, Any] = "none",
+    ) -> "ImageClassification":
+        """A task over your own map-style data sets of ``(image, label)``, already normalised.
+
+        Args:
+            train: what the student sees; label -100 where there is none.
+            test: what the figures are measured on.
+            num_classes: default: read from ``class_names``, or from the data sets where that
+                does not take loading every image (``classes``, ``targets``, ``tensors``).
+            class_names: default: the data set's ``classes``, else numbers.
+            augment: as for the class.
+        """
+        names, input_shape = inspect_datasets(train, test, num_classes, class_names)
+        task = cls.__new__(cls)
+        splits = {"train": train, "test": test}
+        task._describe(splits, names, input_shape, (0.0,), (1.0,), augment)
+        return task
+
+    def _describe(
+        self,
+        splits: Mapping[str, Dataset[Any]],
+        class_names: Sequence[str],
+        input_shape: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: str | Mapping[str, Any],
+    ) -> None:
+        self.splits = splits
+        self.class_names = tuple(class_names)
+        self.input_shape = tuple(input_shape)
+        self._mean = tuple(mean)
+        self._std = tuple(std)
+        self._augment = _augmentation(augment, self.input_shape)
+
+    def build_model(self, name: str, **kwargs: Any) -> nn.Module:
+        """A network of :mod:`.models`, or ``timm:NAME`` or ``torchvision:NAME``.
+
+        The class count and the input's shape are filled in where the network takes them.
+        """
+        defaults = {
+            "num_classes": len(self.class_names),
+            "in_channels": self.input_shape[0],
+            "input_shape": self.input_shape,
+            "in_features": math.prod(self.input_shape),
+        }
+        return models.build(name, kwargs, defaults)
+
+    def collate(self, samples: Any) -> Batch:
+        """A batch from a ready batch, or from a list of ``(image, label)`` or of mappings."""
+        if isinstance(samples, Mapping):
+            return dict(samples)
+        try:
+            batch = default_collate(samples)
+        except (TypeError, RuntimeError) as error:
+            raise DataError(
+                "The samples cannot be stacked into a batch; expected (tensor, int) pairs with "
+                f"tensors of one shape (torchvision: ToTensor and a size). torch says: {error}"
+            ) from error
+        if not isinstance(batch, Mapping):
+            if len(batch) != 2:
+                raise DataError(f"A sample has {len(batch)} parts; expected (image, label).")
+            batch = {"image": batch[0], "labels": batch[1]}
+        if missing := {"image", "labels"} - batch.keys():
+            raise DataError(
+                f"A sample has no {sorted(missing)[0]!r}, only {sorted(batch)}; "
+                "expected the keys 'image' and 'labels'."
+            )
+        return dict(batch)
+
+    def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
+        """Augment (training only), turn into floats, normalise."""
+        images: Tensor = batch["image"]
+        if train and self._augment is not augmentations.none:
+            images = self._augment(images, batch["index"], seed=seed, epoch=epoch)
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        return dict(batch) | {"image": self._normalise(images)}
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if set(self._mean) == {0.0} and set(self._std) == {1.0}:
+            return images
+        shape = (-1, *[1] * (images.ndim - 2))
+        mean = torch.tensor(self._mean, device=images.device).view(shape)
+        std = torch.tensor(self._std, device=images.device).view(shape)
+        return (images - mean) / std
+
+    def call(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's answer to the images."""
+        return model(batch["image"])
+
+    def logits(self, result: Any) -> Tensor:
+        """The tensor itself, or the attribute ``logits`` of a record, as in transformers."""
+        found = result if isinstance(result, Tensor) else getattr(result, "logits", None)
+        if not isinstance(found, Tensor):
+            raise DataError(
+                f"The network returned {type(result).__name__}; expected a tensor of logits, or a "
+                "record with the attribute 'logits'."
+            )
+        return found
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy, the mean over the labelled samples of the global batch."""
+        labels = batch["labels"]
+        values = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="none")
+        return global_mean(values, labels != IGNORE)
+
+    def metrics(self, device: torch.device) -> Metrics:
+        """Accuracy, accuracy averaged over classes, and mean cross-entropy; labelled samples."""
+        return _Metrics(self, len(self.class_names), device)
+
+
+class _Metrics:
+    """See :meth:`ImageClassification.metrics`."""
+
+    def __init__(self, task: ImageClassification, classes: int, device: torch.device) -> None:
+        self._logits = task.logits
+        accuracy = {
+            "accuracy": MulticlassAccuracy(classes, average="micro", ignore_index=IGNORE),
+            "macro_accuracy": MulticlassAccuracy(classes, average="macro", ignore_index=IGNORE),
+        }
+        self._accuracy = MetricCollection(accuracy).to(device)  # type: ignore[arg-type]
+        # A NaN must show in the figure; the default would leave it out of the mean.
+        self._cross_entropy = MeanMetric(nan_strategy="disable").to(device)
+
+    def update(self, result: Any, batch: Batch) -> None:
+        logits, labels = self._logits(result).float(), batch["labels"]
+        values = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
+        self._accuracy.update(logits, labels)
+        # Chosen, not weighted by 0: without its NaN check MeanMetric (1.9) drops the weights.
+        self._cross_entropy.update(values[labels != IGNORE])
+
+    def compute(self) -> dict[str, float]:
+        figures = self._accuracy.compute()
+        figures["cross_entropy"] = self._cross_entropy.compute()
+        return {name: float(value) for name, value in figures.items()}
+
+
+def _named(given: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, str):
+        return given, {}
+    arguments = dict(given)
+    name = arguments.pop("name", None)
+    if not isinstance(name, str):
+        raise RecipeError(f"{what} is a mapping without a 'name'; expected {{'name': ..., ...}}.")
+    return name, arguments
+
+
+def _load(data: str | Mapping[str, Any]) -> Splits:
+    name, arguments = _named(data, "data")
+    loader = resolve("data set", name, _public(datasets))
+    splits: Splits = loader(**bind("data set", name, loader, arguments))
+    return splits
+
+
+def _public(module: ModuleType) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def _augmentation(
+    augment: str | Mapping[str, Any], input_shape: Sequence[int]
+) -> Callable[..., Tensor]:
+    """The function, tried on one blank sample so that a wrong argument shows before training."""
+    name, arguments = _named(augment, "augment")
+    function: Callable[..., Tensor] = resolve("augmentation", name, _public(augmentations))
+    options = set(accepted_names(function)) - {"images", "ids", "seed", "epoch"}
+    for key in arguments:
+        if key not in options:
+            raise RecipeError(
+                f"The augmentation {name!r} takes no argument {key!r}; {did_you_mean(key, options)}"
+            )
+    chosen = functools.partial(function, **arguments) if arguments else function
+    blank, ids = torch.zeros(1, *input_shape), torch.zeros(1, dtype=torch.int64)
+    try:
+        chosen(blank, ids, seed=0, epoch=0)
+    except CongenerError:
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"The augmentation {name!r} does not work with {arguments} on samples of the shape "
+            f"{tuple(input_shape)}: {error}"
+        ) from error
+    return chosen

@@ -1,0 +1,137 @@
+"""Several processes compute what one does on the whole batch: values and gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing
+from tests.contract import distributed
+from tests.contract.cases import LOSSES
+from torch import Tensor
+
+from congener import losses
+
+Results = list[dict[str, Any]]
+
+SPLITS = {"two ragged": (5, 2), "four, one of them empty": (3, 0, 1, 3)}
+
+
+@pytest.fixture(scope="module", params=SPLITS.values(), ids=SPLITS)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The sizes of the ranks' batches, and what each rank computed."""
+    folder = tmp_path_factory.mktemp("ranks")
+    sizes = request.param
+    torch.multiprocessing.spawn(
+        distributed.work, args=(sizes, str(folder)), nprocs=len(sizes), join=True
+    )
+    results = [
+        torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(len(sizes))
+    ]
+    return sizes, results
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def mean_over_ranks(results: Results, key: str, part: int = 1) -> Tensor:
+    """What DDP makes of the ranks' gradients: each row is on one rank, zero on the others."""
+    return torch.cat([result[key][part] for result in results]) / len(results)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", LOSSES)
+def test_processes_equal_one(name: str, masked: bool, ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    case = LOSSES[name]
+    mask = distributed.mask_of() if masked else None
+    student, teacher = case.make(21, batch=distributed.ROWS)
+    for reduction in distributed.REDUCTIONS:
+        key = f"{name}/{masked}/{reduction}"
+        student = student.detach().requires_grad_()
+        value = case.call(student, teacher, mask=mask, reduction=reduction)
+        if reduction == "none":
+            assert_close(torch.cat([result[key][0] for result in results]), value)
+            value = (value * distributed.weights_of()).sum() / len(sizes)
+        else:
+            for result in results:
+                assert_close(result[key][0], value)
+        (gradient,) = torch.autograd.grad(value, student)
+        assert_close(mean_over_ranks(results, key), gradient)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_local_scope_is_the_own_batch(name: str, ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    student, teacher = LOSSES[name].make(21, batch=distributed.ROWS)
+    for rank, result in enumerate(results):
+        own = distributed.own_rows(sizes, rank)
+        assert_close(result[f"{name}/local"], LOSSES[name].call(student[own], teacher[own]))
+
+
+def test_temperatures(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    student, teacher = LOSSES["cskd"].make(22, batch=distributed.ROWS)
+    together = torch.cat([result["temperatures"] for result in results])
+    assert_close(together, losses.cswt_temperatures(student, teacher))
+    mask = distributed.mask_of()
+    masked = torch.cat([result["masked temperatures"] for result in results])
+    assert_close(masked, losses.cswt_temperatures(student, teacher, mask=mask))
+    own = distributed.own_rows(sizes, 0)
+    assert_close(
+        results[0]["local temperatures"], losses.cswt_temperatures(student[own], teacher[own])
+    )
+
+
+def test_global_mean(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    mask = distributed.mask_of()
+    for result in results:
+        assert result["mean"][0] == 4
+        assert_close(result["masked mean"][0], torch.tensor(21 / 5, dtype=torch.float64))
+        assert result["nothing"][0] == 0
+        assert (result["nothing"][1] == 0).all()
+        assert result["count"] == 5
+    # d(mean²) = 2 · mean · 1/7, whichever rank holds the row
+    assert_close(mean_over_ranks(results, "mean"), torch.full((7,), 8 / 7, dtype=torch.float64))
+    assert_close(mean_over_ranks(results, "masked mean"), mask.double() / 5)
+    assert_close(results[0]["lone"], torch.full((sizes[0],), len(sizes) / 7, dtype=torch.float64))
+    assert all(result["lone"] is None for result in results[1:])
+    own = torch.arange(1.0, 8.0, dtype=torch.float64)[distributed.own_rows(sizes, 0)]
+    assert_close(results[0]["local mean"], own.mean())
+
+
+def test_gather_rows(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    expected = torch.arange(14.0, dtype=torch.float64).reshape(7, 2)
+    for rank, result in enumerate(results):
+        assert_close(result["gathered"][0], expected)
+        assert result["gathered"][1] == distributed.own_rows(sizes, rank)
+        assert result["flags"].dtype == torch.bool
+        assert (result["flags"] == distributed.mask_of()).all()
+    # every rank's use of a row counts: 1 + 2 + … over ranks
+    uses = sum(range(1, len(sizes) + 1))
+    gradient = torch.cat([result["gathered"][2] for result in results])
+    assert_close(gradient, uses * distributed.weights_of().unsqueeze(1).expand(7, 2))
+
+
+def test_all_sum_differentiates_twice(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    total, world = 2.0 * len(sizes), len(sizes)
+    for result in results:
+        assert result["derivatives"][0] == world * 3 * total**2
+        assert result["derivatives"][1] == world**2 * 6 * total
+
+
+def test_ddp_leaves_the_gradient_of_one_process(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    inputs, _ = LOSSES["kd"].make(23, batch=distributed.ROWS)
+    _, teacher = LOSSES["kd"].make(24, batch=distributed.ROWS)
+    for name in ("kd", "sp", "cskd", "dist") if len(sizes) == 2 else ():
+        student = distributed.small_network()
+        LOSSES[name].call(student(inputs), teacher).backward()
+        for result in results:
+            for actual, parameter in zip(result[f"ddp {name}"], student.parameters(), strict=True):
+                assert parameter.grad is not None
+                assert_close(actual, parameter.grad)
