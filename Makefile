@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 .PHONY: demo test test-all lint types clean
 
 demo: $(READY)
-	$(BIN)/congener run demo --out runs/demo
+	$(BIN)/congener run demo --out runs/demo $(if $(wildcard runs/demo/recipe.yaml),--resume)
 
 test: $(READY) lint types
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -1,7 +1,7 @@
 """congener: a small network keeps the similarities that a large one sees.
 
-The public names are loaded when they are first used, so that ``import congener.losses`` costs no more
-than torch.
+The public names are loaded when they are first used, so that ``import congener.losses`` costs no
+more than torch.
 """
 
 import importlib

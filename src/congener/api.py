@@ -1,6 +1,6 @@
 """The Python doors: ``run`` for a recipe, ``distill`` for networks and data at hand.
 
-Both build a :class:`congener.recipe.Recipe` and hand it to the same runner, as the command line does.
+Both build a :class:`congener.recipe.Recipe` and hand it to the same runner, as the command does.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -96,7 +96,7 @@ def distill(
 
     Args:
         student: a network (left as it is; a copy is trained), or its name and arguments.
-        teacher: the trained network, or a mapping with its ``name`` and ``checkpoint`` or ``train``.
+        teacher: the trained network, or a mapping of its ``name`` and ``checkpoint`` or ``train``.
         train: what the student learns from: a map-style data set of ``(image, label)`` (label -100
             where it has none) or a loader of one, the name of a data set of ours, or a task.
         val: the set to evaluate on; needed with a data set of yours.
@@ -118,7 +118,7 @@ def distill(
         settings.setdefault("batch_size", train.batch_size or 64)
     recipe = parse_recipe(
         {
-            "name": "distill" if out is None else Path(out).name,
+            "name": "distill" if out is None else Path(out).resolve().name,
             "task": _task(train, val),
             "teacher": teacher,
             "student": student,

@@ -87,9 +87,12 @@ class Assembly:
     def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> Distillation:
         """The system that trains an arm."""
         described = self.recipe.all_arms[arm]
-        key = ("arms", arm) if self.recipe.arms else ("terms",)
+        key = ("arms", arm, "terms") if self.recipe.arms else ("terms",)
+        terms = []
+        for position, term in enumerate(described.terms):
+            with _at(self.recipe, *key, position):
+                terms.append(self._term(term))
         with _at(self.recipe, *key):
-            terms = [self._term(term) for term in described.terms]
             return Distillation(
                 student,
                 teacher if terms else None,
@@ -125,7 +128,11 @@ class Assembly:
         if isinstance(term, Term):
             return deepcopy(term)
         return Term(
-            self._loss(term.loss), term.weight, term.student or None, term.teacher or None, term.name
+            self._loss(term.loss),
+            term.weight,
+            term.student or None,
+            term.teacher or None,
+            term.name,
         )
 
     def _loss(self, spec: LossSpec) -> nn.Module:
@@ -152,9 +159,9 @@ class Assembly:
 
 def losses_by_name() -> dict[str, Any]:
     """Every public loss under its short name and its class name."""
-    found = {name: getattr(congener.losses, name) for name in congener.losses.__all__}
-    classes = {name: loss for name, loss in found.items() if inspect.isclass(loss)}
-    return {loss.name: loss for loss in classes.values()} | classes
+    found: dict[str, Any] = {n: getattr(congener.losses, n) for n in congener.losses.__all__}
+    classes = {name: loss for name, loss in found.items() if isinstance(loss, type)}
+    return {str(getattr(loss, "name")): loss for loss in classes.values()} | classes
 
 
 def tasks_by_name() -> dict[str, Any]:
@@ -170,7 +177,7 @@ def _pack(name: str) -> type[Task]:
 
 
 @contextmanager
-def _at(recipe: Recipe, *path: str) -> Iterator[None]:
+def _at(recipe: Recipe, *path: int | str) -> Iterator[None]:
     """Put the place in the recipe before what went wrong while building it."""
     try:
         yield

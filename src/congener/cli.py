@@ -1,16 +1,21 @@
 """The ``congener`` command: verbs over recipes, losses and runs."""
 
 import inspect
+import re
 import shlex
 import sys
+import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from congener.errors import CongenerError, Interrupted, RecipeError, did_you_mean
 
@@ -34,7 +39,7 @@ Overrides = Annotated[
 def main() -> None:
     """Run the command; whatever a user can mend is one sentence and exit code 2."""
     try:
-        app()
+        app(prog_name="congener")
     except CongenerError as error:
         Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {escape(str(error))}")
         sys.exit(2)
@@ -44,7 +49,7 @@ def main() -> None:
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder [runs/<recipe>].")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/RECIPE.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
     trust: Trust = None,
 ) -> None:
@@ -66,7 +71,9 @@ def run(
             )  # fmt: skip
     except Interrupted:
         console = Console(stderr=True, soft_wrap=True)
-        console.print(f"Stopped; the checkpoint is saved. Go on with:\n  {shlex.join(fresh)} --resume")
+        console.print(
+            f"Stopped; the checkpoint is saved. Go on with:\n  {shlex.join(fresh)} --resume"
+        )
         sys.exit(130)
     if finished.metrics:
         _print_table(folder)
@@ -103,26 +110,27 @@ def list_() -> None:
     """List the losses, tasks and shipped recipes."""
     from congener.assembly import losses_by_name, tasks_by_name
 
-    console = Console()
-    table = Table("name", "class", "family", "batch-coupled", "paper", title="losses")
+    console = Console(highlight=False)
+    console.print("[bold]losses[/]  (congener show NAME)")
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
     for loss in sorted(set(losses_by_name().values()), key=lambda loss: str(loss.name)):
-        coupled = "yes" if loss.batch_coupled else "no"
         paper = f"{loss.paper.title} ({loss.paper.venue} {loss.paper.year})"
-        table.add_row(loss.name, loss.__name__, loss.family, coupled, paper)
+        table.add_row(f"  {loss.name}", loss.family, escape(paper))
     console.print(table)
-    table = Table("name", title="tasks")
+    console.print("\n[bold]tasks[/]")
     for name in tasks_by_name():
-        table.add_row(name)
-    console.print(table)
-    table = Table("name", "what it is", title="recipes")
+        console.print(f"  {name}")
+    console.print("\n[bold]recipes[/]  (congener run NAME)")
     for name, path in _shipped().items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        table.add_row(name, first.lstrip("# "))
-    console.print(table)
+        first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        console.print(f"  {name}", overflow="ignore", no_wrap=True)
+        console.print(Padding(Text(first), (0, 0, 0, 6)))
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="A loss, by its short or its class name.")]) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="A loss, by its short or its class name.")],
+) -> None:
     """Print a loss' equation, defaults with their sources, conventions and paper."""
     from congener.assembly import losses_by_name
 
@@ -130,7 +138,7 @@ def show(name: Annotated[str, typer.Argument(help="A loss, by its short or its c
     if name not in known:
         raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
     loss = known[name]
-    console = Console(soft_wrap=True)
+    console = Console(highlight=False)
     console.print(f"[bold]{loss.__name__}[/] ({escape(loss.name)})  {escape(str(loss.paper))}\n")
     console.print(f"  {escape(loss.equation)}\n")
     facts = {
@@ -148,7 +156,25 @@ def show(name: Annotated[str, typer.Argument(help="A loss, by its short or its c
     console.print(table)
     console.print()
     module = inspect.getdoc(inspect.getmodule(loss)) or ""
-    console.print(module, markup=False, highlight=False)
+    console.print(_reflowed(module, console.width), markup=False, soft_wrap=True)
+
+
+def _reflowed(text: str, width: int) -> str:
+    """A docstring with its paragraphs filled to the width; tables and formulas stay."""
+    blocks = []
+    for block in text.split("\n\n"):
+        head, *rest = block.splitlines() or [""]
+        indent = re.match(" *", (rest or [head])[0])
+        if "==" in block or ".. math" in block or indent is None:
+            blocks.append(block)
+            continue
+        lines, body = ([head], rest) if rest and rest[0].startswith("    ") else ([], [head, *rest])
+        lines += textwrap.wrap(
+            " ".join(line.strip() for line in body), width,
+            initial_indent=indent.group(), subsequent_indent=indent.group(),
+        )  # fmt: skip
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _shipped() -> dict[str, Path]:
@@ -158,29 +184,47 @@ def _shipped() -> dict[str, Path]:
 
 
 def _recipe_path(recipe: str) -> Path:
+    """A file of that path, or else the shipped recipe of that name."""
     path, shipped = Path(recipe), _shipped()
-    if path.exists() or recipe not in shipped:
-        if not path.exists() and not path.suffix:
-            raise RecipeError(f"There is no recipe {recipe!r}; {did_you_mean(recipe, shipped)}")
+    if path.is_file():
         return path
-    return shipped[recipe]
+    if recipe in shipped:
+        return shipped[recipe]
+    if path.stem in shipped or not (path.suffix or path.exists()):
+        raise RecipeError(f"There is no recipe {recipe!r}; {did_you_mean(path.stem, shipped)}")
+    return path
 
 
 def _print_table(folder: Path) -> None:
     from congener.report import summary_table
+    from congener.runlog import read_json
 
     rows = summary_table(folder)
-    table = Table(*rows[0].COLUMNS, title=f"{folder}: mean ± sd over the seeds")
+    metric = escape(read_json(folder / "metrics.json")["metric"])
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
+        title=f"{metric} on the test set; mean ± sd over the seeds, fractions in %",
+    )  # fmt: skip
+    wide = ("best epoch", "CPU latency")  # in the report only, so that 80 columns are enough
+    shown = [i for i, name in enumerate(rows[0].COLUMNS) if name not in wide]
+    for i in shown:
+        justify: Literal["left", "right"] = "right" if i else "left"
+        table.add_column(rows[0].COLUMNS[i], justify=justify, no_wrap=i > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row.cells)
-    Console().print(table)
+        table.add_row(*(escape(row.cells[i]) for i in shown))
+    Console(highlight=False).print(table)
+
+
+def _short(fit: str) -> str:
+    """The name of a fit, ``arm/seed``, so that it leaves room on a line of 80 columns."""
+    return fit if len(fit) <= 30 else f"{fit[:20]}…{fit[-9:]}"
 
 
 class _Progress:
     """A live bar for the fit at hand, on the terminal; a line for each finished fit."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description:>14}"),
             BarColumn(),
@@ -188,6 +232,7 @@ class _Progress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
 
@@ -203,11 +248,12 @@ class _Progress:
         kind = event["event"]
         if kind == "tick":
             if self._task is None:
-                self._task = self._bar.add_task(event["fit"], total=event["steps"])
+                self._task = self._bar.add_task(_short(event["fit"]), total=event["steps"])
             self._bar.update(self._task, completed=event["step"])
         elif kind == "fit_finished":
-            figures = ", ".join(f"{k} {v:.4g}" for k, v in event["metrics"].items())
-            self._console.print(f"{event['fit']:>14}  {figures}  ({event['seconds']:.0f} s)")
+            metric = next(iter(event["best"]))  # the task's headline figure
+            line = f"{_short(event['fit']):>14}  {metric} {event['metrics'][metric]:.4f}"
+            self._console.print(Text(f"{line}  ({event['seconds']:.0f} s)"))
             if self._task is not None:
                 self._bar.remove_task(self._task)
                 self._task = None

@@ -52,7 +52,7 @@ class NonFiniteLossError(CongenerError, ArithmeticError):
     """A loss term that became NaN or infinite."""
 
 
-class Interrupted(KeyboardInterrupt):  # noqa: N818  (it is no error)
+class Interrupted(KeyboardInterrupt):
     """Training was asked to stop (Ctrl-C, SIGTERM) and did, after saving a checkpoint."""
 
 

@@ -10,12 +10,18 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, Val
 
 from congener.errors import RecipeError, did_you_mean
 
-__all__ = ["accepted_names", "bind", "resolve"]
+__all__ = ["accepted_names", "bind", "expected", "resolve"]
+
+KINDS = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "finite_number": "a "
+    "finite number", "string": "text", "path": "a path", "tuple": "a list, as in [0, 1]",
+    "list": "a list, as in [0, 1]", "sequence": "a list, as in [0, 1]", "dict": "a mapping of "
+    "names to values", "model": "a mapping of names to values",
+}  # fmt: skip
+"""What a value should have been, by the kind of pydantic's error."""
 
 
-def resolve(
-    kind: str, name: str, public: Mapping[str, Any], *, trust: Collection[str] = ()
-) -> Any:
+def resolve(kind: str, name: str, public: Mapping[str, Any], *, trust: Collection[str] = ()) -> Any:
     """The public object called ``name``, or what a dotted path of a trusted package leads to.
 
     Args:
@@ -88,6 +94,18 @@ def bind(
     return arguments
 
 
+def expected(problem: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors asks for, in a recipe's words."""
+    kind = str(problem["type"])
+    if str(problem.get("ctx", {}).get("class_name")).endswith("Spec"):
+        return "expected a name, or a mapping of names to values"
+    for start, words in KINDS.items():
+        if kind == start or kind.startswith((f"{start}_type", f"{start}_parsing", f"{start}_from")):
+            return f"expected {words}"
+    message = str(problem["msg"])
+    return message.replace("Input should be", "expected", 1).removeprefix("Value error, ")
+
+
 def _check_types(
     kind: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
 ) -> None:
@@ -107,7 +125,7 @@ def _check_types(
         try:
             adapter.validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[0]["msg"]
             raise RecipeError(
-                f"The argument {key!r} of the {kind} {name!r} is {value!r}: {problem}."
+                f"The argument {key!r} of the {kind} {name!r} is {value!r}: "
+                f"{expected(error.errors()[0])}."
             ) from error

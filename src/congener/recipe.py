@@ -5,12 +5,14 @@ congener's public names only, YAML tags are refused, and nothing is built until 
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -27,6 +29,7 @@ from torch import nn
 
 from congener.engine import FitConfig
 from congener.errors import RecipeError, did_you_mean
+from congener.naming import expected
 from congener.task import Task
 from congener.types import Term
 
@@ -61,16 +64,44 @@ def _record(value: Any) -> Any:
     return value if value is None else f"<{type(value).__name__} given in Python>"
 
 
+def _folder(name: str) -> str:
+    """A name that a folder can have, and that leads nowhere else."""
+    if (
+        not name
+        or name[0] == "."
+        or len(name) > 100
+        or not name.isprintable()
+        or {*name} & {*"/\\"}
+    ):
+        raise ValueError(
+            f"{name!r} names a folder: take a short name without slashes that starts with no dot"
+        )
+    return name
+
+
+def _arm(name: str) -> str:
+    if name in ("teacher", "alone"):
+        raise ValueError(f"an arm cannot be called {name!r}, which every run has; rename it")
+    return _folder(name)
+
+
+def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise ValueError(f"the seed {twice[0]} is listed twice; list every seed once")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Spec = TypeVar("Spec")
 Live = TypeVar("Live")
-Either = Annotated[
-    Spec | InstanceOf[Live], BeforeValidator(_named), PlainSerializer(_record)
-]
+Either = Annotated[Spec | InstanceOf[Live], BeforeValidator(_named), PlainSerializer(_record)]
 """A description by name, or the object itself handed in from Python."""
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
 
 class _Named(BaseModel):
@@ -104,7 +135,7 @@ class TeacherSpec(ModelSpec):
     """The teacher: from a ``checkpoint``, or trained first with settings of its own (``train``)."""
 
     train: FitConfig | None = None
-    seed: int = 0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _has_weights(self) -> "TeacherSpec":
@@ -158,35 +189,29 @@ class Recipe(_Strict):
         published: the figures to print beside ours.
     """
 
-    name: str = "run"
+    name: Annotated[str, AfterValidator(_folder)] = "run"
     title: str = ""
     task: Either[TaskSpec, Task]
     teacher: Either[TeacherSpec, nn.Module] | None = None
     student: Either[ModelSpec, nn.Module]
     terms: tuple[AnyTerm, ...] = ()
     task_weight: float = 1.0
-    arms: dict[str, Arm] = {}
+    arms: dict[Annotated[str, AfterValidator(_arm)], Arm] = {}
     alone: bool = True
     train: FitConfig
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     published: Published | None = None
 
-    _source: "_Source | None" = PrivateAttr(default=None)
+    _source: "_Source" = PrivateAttr(default_factory=lambda: _Source("recipe", {}))
 
     def place(self, *path: int | str) -> str:
         """Where a key of this recipe stands: ``file, line n``, or ``recipe``."""
-        return (self._source or _Source("recipe", {})).place(path)
+        return self._source.place(path)
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         if self.arms and self.terms:
             raise ValueError("give either `terms` (one arm) or `arms`, not both")
-        if reserved := {"teacher", "alone"} & set(self.arms):
-            raise ValueError(f"an arm cannot be called {sorted(reserved)[0]!r}; rename it")
-        if bad := [name for name in self.arms if not name or set(name) & set("/\\.")]:
-            raise ValueError(f"an arm cannot be called {bad[0]!r}: it names a folder; rename it")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("every seed may be listed once only")
         if not self.alone and not self.contenders:
             raise ValueError("there is nothing to train: no `terms`, no `arms`, and `alone` is off")
         if self.teacher is None and any(arm.terms for arm in self.contenders.values()):
@@ -212,12 +237,19 @@ class _Source:
     def __init__(self, label: str, node: Any) -> None:
         self.label, self._node = label, node
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Source)  # recipes are equal wherever they were read
+
+    __hash__ = None  # type: ignore[assignment]
+
     def place(self, path: Sequence[int | str]) -> str:
         """``file, line n`` of the deepest key of ``path`` that the text has."""
-        node, line = self._node, None
+        node: Any = self._node
+        line: int | None = None
         for key in path:
             try:
-                position = node.lc.key(key) if isinstance(node, Mapping) else node.lc.item(key)
+                held: Any = node.lc  # ruamel's record of lines and columns
+                position = held.key(key) if isinstance(node, Mapping) else held.item(key)
                 line, node = position[0] + 1, node[key]
             except (AttributeError, KeyError, IndexError, TypeError):
                 continue
@@ -241,7 +273,10 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     source = _Source(str(path), _parse(text, str(path)))
     values = _plain(source._node, str(path))
     if not isinstance(values, dict):
-        raise RecipeError(f"{path} holds {type(values).__name__}, not the mapping of a recipe.")
+        held = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise RecipeError(
+            f"{path} {held}; expected the keys of a recipe, such as task, student and train."
+        )
     for override in overrides:
         _override(values, override)
     values.setdefault("name", path.stem)
@@ -254,7 +289,7 @@ def parse_recipe(values: Mapping[str, Any], source: _Source | None = None) -> Re
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_sentence(error, source)) from error
+        raise RecipeError(" ".join(_sentence(error, source).splitlines())) from error
     recipe._source = source
     return recipe
 
@@ -276,18 +311,27 @@ def _parse(text: str, label: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         problem = str(error.problem or error.context).strip().splitlines()[0]
+        if problem.startswith("but "):  # the second half of a sentence
+            problem = f"{error.context}, {problem}"
         raise RecipeError(f"{label}{line}: this is no valid YAML ({problem}).") from error
     except YAMLError as error:
         problem = str(error).strip().splitlines()[0]
         raise RecipeError(f"{label}: this is no valid YAML ({problem}).") from error
+    except RecursionError:
+        raise RecipeError(f"{label}: this is no valid YAML (it is nested too deeply).") from None
 
 
 def _plain(node: Any, label: str) -> Any:
     """Plain Python values; a tag would be a request to build an object, and is refused."""
     tag = getattr(getattr(node, "tag", None), "value", None)
     if tag:
-        raise RecipeError(f"{label}: the tag {tag!r} is refused; a recipe holds plain values only.")
+        line = getattr(getattr(node, "lc", None), "line", None)
+        place = label if line is None else f"{label}, line {line + 1}"
+        raise RecipeError(f"{place}: the tag {tag!r} is refused; a recipe holds plain values only.")
     if isinstance(node, Mapping):
+        for key in node:
+            if not isinstance(key, str | int | float):
+                raise RecipeError(f"{label}: the key {key!r} is no text; keys are plain words.")
         return {str(key): _plain(value, label) for key, value in node.items()}
     if isinstance(node, str):
         return str(node)
@@ -302,7 +346,7 @@ def _plain(node: Any, label: str) -> Any:
 def _override(values: dict[str, Any], override: str) -> None:
     """Set ``a.b.0.c=value`` in place; the value is read as YAML."""
     path, equals, text = override.partition("=")
-    if not equals or not path:
+    if not equals or not all(path.split(".")):
         raise RecipeError(f"The override {override!r} should read key=value, as in train.lr=0.1.")
     value = _plain(_parse(text, f"override {override!r}"), f"override {override!r}")
     node: Any = values
@@ -350,13 +394,10 @@ def _sentence(error: ValidationError, source: _Source) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{place}: {f'{key}: ' if key else ''}{message}."
-    got = repr(problem["input"])
-    close = ""
-    if problem["type"] == "literal_error" and isinstance(problem["input"], str):
-        options = str(problem.get("ctx", {}).get("expected", "")).replace("'", "")
-        near = difflib.get_close_matches(problem["input"], options.replace(" or ", ", ").split(", "))
-        close = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{place}: {key!r} is {got}: {message[:1].lower()}{message[1:]}{close}."
+    options = str(problem.get("ctx", {}).get("expected", "")).replace("'", "")
+    near = difflib.get_close_matches(str(problem["input"]), re.split(", | or ", options))
+    close = f"; did you mean {near[0]!r}?" if near else "."
+    return f"{place}: {key!r} is {problem['input']!r}: {expected(problem)}{close}"
 
 
 def _fields_at(path: Sequence[str]) -> list[str]:

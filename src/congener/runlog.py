@@ -60,17 +60,22 @@ class RunLog:
             os.truncate(self._path, min(length, self.length))
 
     def forget(self, **fields: str) -> None:
-        """Remove the events that have these fields: those of what starts again from the beginning."""
+        """Remove the events that have these fields: those of what starts again from zero."""
         if self._path is None or not self._path.exists():
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self._path.read_text(encoding="utf-8", errors="replace")
+        lines = text.splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and not _has(line, fields)]
         if len(kept) < len(lines):
             write_text(self._path, "".join(kept))
 
 
 def _has(line: str, fields: dict[str, str]) -> bool:
-    return fields.items() <= json.loads(line).items()
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(event, dict) and fields.items() <= event.items()
 
 
 def write_text(path: Path, text: str) -> None:

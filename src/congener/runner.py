@@ -5,17 +5,17 @@
     analysis/<arm>.npz                               predictions and Gram matrices, for the report
     metrics.json  summary.json                       the results; last epoch, one value a seed
 
-Each fit leaves ``result.json`` when it is done, so a resumed run repeats nothing but the steps since
-the last checkpoint.
+Each fit leaves ``result.json`` when it is done, so a resumed run repeats nothing but the steps
+since the last checkpoint.
 """
 
 import json
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_model
 from scipy import stats
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from congener.assembly import Assembly
 from congener.engine import (
@@ -36,13 +37,13 @@ from congener.engine import (
     load_weights,
     predict,
     process_state,
+    steps_per_epoch,
 )
-from congener.engine.feed import evaluation_batches, size, steps_in_epoch
+from congener.engine.feed import evaluation_batches
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
 from congener.recipe import Recipe, TeacherSpec, dump_recipe
 from congener.runlog import Event, RunLog, environment, read_json, write_text
-from congener.system import System
 from congener.systems import Distillation
 from congener.task import Task
 
@@ -132,20 +133,25 @@ class _Runner:
         """Train one arm with one seed, unless that is done already."""
         student = self.assembly.student(seed)
         system = self.assembly.system(arm, student, teacher)
-        config, split = self.recipe.train, "train"
-        if not system.terms and "labelled" in self.task.splits:
-            # Without a teacher, samples without labels teach nothing: as many steps, all labelled.
-            config, split = _in_steps(config, size(self.task.splits["train"])), "labelled"
-        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, config, seed, split)
+        self._fit(
+            f"{arm}/{seed}", self._folder(arm, seed), system, self.recipe.train, seed, "train"
+        )
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
 
     def _fit(
-        self, name: str, folder: Path, system: System, config: FitConfig, seed: int, split: str
+        self,
+        name: str,
+        folder: Path,
+        system: Distillation,
+        config: FitConfig,
+        seed: int,
+        split: str,
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
-        if (folder / "result.json").exists():
+        if (folder / "result.json").exists() and (folder / "weights.safetensors").exists():
+            _read_result(folder)
             load_weights(system.student, folder / "weights.safetensors")
             return
         if self.state.is_main_process:
@@ -153,9 +159,14 @@ class _Runner:
             if not (folder / "checkpoint.pt").exists():
                 self.log.forget(fit=name)
         self.state.wait_for_everyone()
+        train, labelled = self.task.splits[split], self.task.labelled if split == "train" else None
+        if labelled is not None and not system.terms:
+            # Without a teacher, samples without labels teach nothing: as many steps, all labelled.
+            config = _in_steps(config, steps_per_epoch(train, config, labelled))
+            train, labelled = Subset(train, labelled.tolist()), None
         result = fit(
             system, self.task, config,
-            train=self.task.splits[split], test=self.task.splits["test"],
+            train=train, test=self.task.splits["test"], labelled=labelled,
             seed=seed, name=name, log=self.log, checkpoint=folder / "checkpoint.pt",
         )  # fmt: skip
         system.student.cpu()
@@ -238,8 +249,7 @@ class _Runner:
 
     def _arm_row(self, arm: str, student: nn.Module) -> dict[str, Any]:
         described, metric = self.recipe.all_arms[arm], self.task.metric
-        paths = [self._folder(arm, seed) / "result.json" for seed in self.recipe.seeds]
-        results = [read_json(path) for path in paths]
+        results = [_read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
         terms = self.assembly.terms(described)
         return {
             "role": "distilled" if terms else "alone",
@@ -317,17 +327,17 @@ def _gram(feature: Tensor) -> Tensor:
 
 def _ordered_by_class(labels: Tensor, most: int) -> Tensor:
     """Up to ``most`` samples, the same number of each class, ordered by class."""
-    classes = labels[labels >= 0].unique()[:most]
+    classes = torch.unique(labels[labels >= 0])[:most]
     each = max(1, most // len(classes))
     return torch.cat([(labels == label).nonzero().flatten()[:each] for label in classes])
 
 
-def _in_steps(config: FitConfig, samples: int) -> FitConfig:
-    """The same training in steps instead of epochs over ``samples``."""
+def _in_steps(config: FitConfig, unit: int) -> FitConfig:
+    """The same training on labelled samples alone: in steps, of which ``unit`` were an epoch."""
     if config.epochs is None:
-        return config
-    unit = steps_in_epoch(samples, config.batch_size, drop_last=config.drop_last, processes=1)
+        return config.model_copy(update={"labelled_per_batch": 0})
     changes = {
+        "labelled_per_batch": 0,
         "epochs": None,
         "steps": config.epochs * unit,
         "milestones": tuple(milestone * unit for milestone in config.milestones),
@@ -386,36 +396,56 @@ def _save_weights(model: nn.Module, path: Path) -> None:
     draft.replace(path)
 
 
+def _read_result(folder: Path) -> dict[str, Any]:
+    """What a fit came to, from its folder."""
+    path = folder / "result.json"
+    problem = "keys are missing"
+    try:
+        result = read_json(path)
+        if isinstance(result, dict) and {"metrics", "best", "steps", "seconds"} <= result.keys():
+            return result
+    except RunError as error:
+        problem = str(error.__cause__)
+    raise RunError(f"{path} is damaged ({problem}); remove {folder} to train that part again.")
+
+
 def _open_folder(out: Path, recipe: str, *, resume: bool) -> None:
     """Make the run folder, or make sure that the one there is to be gone on with."""
-    recorded = out / "recipe.yaml"
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; name a folder for the run.")
-    # Hidden files are drafts of a start that was cut off before there was a run.
-    holds_run = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
-    if holds_run and not resume:
-        raise RunError(f"{out} already holds a run; add --resume to go on with it, or name another.")
-    if resume and not holds_run:
-        raise RunError(f"There is no run in {out} to resume; leave --resume out to start one.")
-    if resume:
-        _same_recipe(recorded, recipe)
-        return
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(recorded, recipe)
+        _claim(out, recipe, resume=resume)
     except OSError as error:
         raise RunError(
             f"Cannot write to {out} ({error.strerror}); choose a folder that is writable."
         ) from error
 
 
+def _claim(out: Path, recipe: str, *, resume: bool) -> None:
+    recorded = out / "recipe.yaml"
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file; name a folder for the run.")
+    # Hidden files are drafts of a start that was cut off before there was a run.
+    holds_run = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
+    if holds_run and not resume:
+        raise RunError(
+            f"{out} already holds a run; add --resume to go on with it, or name another."
+        )
+    if resume and not holds_run:
+        raise RunError(f"There is no run in {out} to resume; leave --resume out to start one.")
+    if resume:
+        _same_recipe(recorded, recipe)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(recorded, recipe)
+
+
 def _same_recipe(recorded: Path, recipe: str) -> None:
     if not recorded.exists():
         raise RunError(f"{recorded.parent} holds no recipe.yaml, so it is no run; name another.")
-    before, now = recorded.read_text(encoding="utf-8").splitlines(), recipe.splitlines()
+    before = recorded.read_text(encoding="utf-8", errors="replace").splitlines()
+    now = recipe.splitlines()
     if before != now:
-        pairs = [(a, b) for a, b in zip(before, now, strict=False) if a != b]
-        a, b = pairs[0] if pairs else ("(end)", "(more keys)")
+        pairs = zip_longest(before, now, fillvalue="the end")
+        a, b = next((a, b) for a, b in pairs if a != b)
         raise RunError(
             f"{recorded.parent} was started by another recipe (there {a.strip()!r}, now "
             f"{b.strip()!r}); resume with the same one, or name another folder."

@@ -37,6 +37,11 @@ class System(nn.Module, ABC):
     student: nn.Module
     teacher: TeacherLike | None
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Factor of each term in the total, for the log; a term that is not named has 1."""
+        return {}
+
     @abstractmethod
     def observe(self, batch: Batch) -> Outputs:
         """Run the student on a prepared batch, with gradient."""
@@ -48,6 +53,6 @@ class System(nn.Module, ABC):
         """The loss of what was observed, and its terms by name."""
 
     def forward(self, batch: Batch, progress: Progress) -> tuple[Tensor, dict[str, Tensor]]:
-        """Teacher first (its activations are gone before the student's graph grows), then student."""
+        """Teacher first: its activations are gone before the student's graph grows."""
         teacher = None if self.teacher is None else self.teacher(batch)
         return self.score(self.observe(batch), teacher, batch, progress)

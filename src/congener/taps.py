@@ -23,8 +23,9 @@ def bare(model: nn.Module) -> nn.Module:
     True
     """
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(inner, nn.Module):
+            model = inner
         elif isinstance(model, nn.parallel.DistributedDataParallel | nn.parallel.DataParallel):
             model = model.module
         else:
@@ -59,7 +60,7 @@ class Taps:
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         modules = dict(bare(model).named_modules())
         self._places = {path: _locate(modules, path) for path in dict.fromkeys(paths)}
-        self._compiled = hasattr(model, "_orig_mod")
+        self._compiled = any(_is_compiled(module) for module in model.modules())
         self._armed = False
         self._seen: dict[str, list[Tensor]] = {}
         self._versions: dict[str, int] = {}
@@ -146,6 +147,11 @@ class Taps:
                 "module has inplace=True); tap that later module, or build it with inplace=False."
             )
         return values[0]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it is a wrapper of ``torch.compile``, or was compiled in place."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
 
 
 def _locate(modules: dict[str, nn.Module], path: str) -> tuple[nn.Module, bool]:

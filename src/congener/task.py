@@ -28,12 +28,12 @@ class Task(ABC):
 
     Attributes:
         splits: data sets by name; ``train`` and ``test`` always, ``teacher`` where the teacher
-            learns from another part of the data than the student, ``labelled`` (the labelled part
-            of ``train``) where not all of it has labels. A data set is map-style; one
+            learns from another part of the data than the student. A data set is map-style; one
             that has ``__getitems__`` may return a whole batch at once.
         metric: the name of the headline figure among those of :meth:`metrics`.
         higher_is_better: the direction of ``metric``.
         class_names: names of the classes, or an empty sequence where there are none.
+        labelled: positions in ``train`` of the samples that have a label, where others have none.
         ignore_label: the label of a sample that has none; the task loss skips it.
     """
 
@@ -41,6 +41,7 @@ class Task(ABC):
     metric: str
     higher_is_better: bool = True
     class_names: Sequence[str] = ()
+    labelled: Tensor | None = None
     ignore_label: int = -100
 
     @abstractmethod

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 __all__ = ["Batch", "Outputs", "Paper", "Progress", "StepResult", "Term"]
 
 Batch = dict[str, Any]
-"""A batch is a mapping with two reserved keys, ``index`` (stable sample ids, int64) and ``labels``."""
+"""A mapping with two reserved keys, ``index`` (stable sample ids, int64) and ``labels``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,14 @@ def test_golden_values() -> None:
     assert golden.close(CSKDLoss(cswt=False)(student, teacher), 3.643153644434136)
 
 
+def test_contributions_to_the_batch_correlation_are_those_of_its_rows() -> None:
+    student, teacher = logits(13)
+    p_s, p_t = ((z / 4).softmax(dim=1) for z in (student, teacher))
+    expected = 1 - torch.cosine_similarity(p_s @ p_s.T, p_t @ p_t.T, dim=1)
+    rows = cskd_batch_loss(student, teacher, reduction="none")
+    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_one_temperature_for_all_is_a_number() -> None:
     student, teacher = logits(1)
     same = torch.full((7,), 3.0, dtype=torch.float64)

@@ -8,6 +8,7 @@ momentum, a cosine schedule, a teacher that is trained first, two arms and a rag
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -16,23 +17,24 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.trajectory.whole_runs import (  # noqa: E402
-    events,
-    finish,
-    start,
-    timeless,
-    weights,
-)
+from tests.trajectory.whole_runs import events, start, timeless, weights
+
+import congener
 
 RECIPE = """
 task: {name: image_classification, data: mnist1d}
-teacher: {name: cnn1d, channels: 8, train: {steps: 60, batch_size: 100, optimizer: sgd, lr: 0.05, checkpoint_every: 9, threads: 1, device: cpu}}
+teacher:
+  name: cnn1d
+  channels: 8
+  train: {steps: 60, batch_size: 100, lr: 0.01, checkpoint_every: 9, threads: 1, device: cpu}
 student: tests.trajectory.whole_runs.DropoutNormStudent
 alone: false
 arms:
   sp: {terms: [{loss: sp, weight: 100, student: hidden, teacher: layer3}]}
   kd: {task_weight: 0.1, terms: [{loss: {name: kd, temperature: 4}, weight: 0.9}]}
-train: {epochs: EPOCHS, batch_size: 96, optimizer: sgd, momentum: 0.9, lr: 0.05, schedule: cosine, warmup: 20, evaluate_every: 1, checkpoint_every: 13, log_every: 5, threads: 1, device: cpu}
+train:
+  {epochs: EPOCHS, batch_size: 96, optimizer: sgd, momentum: 0.9, lr: 0.05, schedule: cosine,
+   warmup: 20, evaluate_every: 1, checkpoint_every: 13, log_every: 5, threads: 1, device: cpu}
 """
 TRUST = ("--trust", "tests")
 START_UP = 60.0  # seconds, at most, until a run logs its first event
@@ -43,19 +45,23 @@ def survive(folder: Path, *, kills: int, epochs: int, seed: int = 0) -> list[str
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.replace("EPOCHS", str(epochs)))
     peace, war = folder / "peace", folder / "war"
-    began = time.monotonic()
-    finish(start(recipe, peace, *TRUST))
+    congener.run(recipe, out=peace, trust=["tests"])
     logged = events(peace)
     training = logged[-1]["time"] - logged[0]["time"]
-    print(f"in peace: {time.monotonic() - began:.1f} s, {training:.1f} s of them training")
+    tell(f"in peace: {training:.1f} s of training")
     chance = random.Random(seed)
     for kill in range(kills):
         # The moments are spread over what is left; the start of a process is hit now and then.
         share = chance.uniform(0.2, 1.2) / (kills + 1)
         _kill(recipe, war, after=share * training, early=chance.random() < 0.15)
-        print(f"kill {kill + 1}: {len(events(war))} events, {len(weights(war))} networks done")
-    finish(start(recipe, war, *TRUST, *_resume(war)))
+        tell(f"kill {kill + 1}: {len(events(war))} events, {len(weights(war))} networks done")
+    congener.run(recipe, out=war, trust=["tests"], resume=bool(_resume(war)))
     return differences(peace, war)
+
+
+def tell(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def differences(first: Path, second: Path) -> list[str]:
@@ -80,7 +86,7 @@ def _kill(recipe: Path, out: Path, *, after: float, early: bool) -> None:
     time.sleep(after)
     process.kill()
     errors = process.communicate()[1]
-    assert process.returncode in (-9, 0), errors
+    assert process.returncode in (-signal.SIGKILL, 0), errors  # 0: it was done before
 
 
 def _stamp(out: Path) -> Any:
@@ -99,10 +105,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = survive(
-            Path(folder), kills=chosen.kills, epochs=chosen.epochs, seed=chosen.seed
-        )
-    print("\n".join(found) or f"{chosen.kills} kills: not a byte of the weights differs")
+        found = survive(Path(folder), kills=chosen.kills, epochs=chosen.epochs, seed=chosen.seed)
+    tell("\n".join(found) or f"{chosen.kills} kills: not a byte of the weights differs")
     sys.exit(1 if found else 0)
 
 

@@ -3,7 +3,7 @@
 from congener.engine.checkpoint import load_weights
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import Predictions, evaluate, predict
-from congener.engine.loop import FitResult, fit
+from congener.engine.loop import FitResult, fit, steps_per_epoch
 from congener.engine.machine import build_accelerator, process_state
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "load_weights",
     "predict",
     "process_state",
+    "steps_per_epoch",
 ]

@@ -42,7 +42,7 @@ def accumulated_step(
         result = system.score(leaf, teacher, batch, progress)
     accelerator.backward(result.total)
 
-    gradients = zip(*(_gradient(value).split(sizes) for value in _tensors(leaf)), strict=True)
+    gradients = zip(*(torch.split(_gradient(v), sizes) for v in _tensors(leaf)), strict=True)
     for part, state, upstream in zip(parts, random_states, gradients, strict=True):
         _set_random_state(state)
         with accelerator.autocast():
@@ -53,7 +53,7 @@ def accumulated_step(
         for parameter in system.parameters():
             if parameter.requires_grad:
                 gradient = _gradient(parameter)
-                parameter.grad = accelerator.reduce(gradient, "mean")  # type: ignore[assignment]
+                parameter.grad = accelerator.reduce(gradient, "mean")
     return result
 
 

@@ -132,8 +132,9 @@ def _load(path: Path) -> Any:
             f"{path} is damaged, or holds more than tensors and plain values, which is never "
             "executed; save a state dict (or safetensors) instead."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  (the unpickler fails on damage in any way it likes)
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{path} cannot be read ({str(error).splitlines()[0]}); it is damaged or truncated: "
+            f"{path} cannot be read ({reason}); it is damaged or truncated: "
             "copy it again, or remove it to start afresh."
         ) from error

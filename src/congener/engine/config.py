@@ -17,6 +17,8 @@ class FitConfig(BaseModel):
         epochs: passes over the training set; give this or ``steps``.
         steps: optimiser steps.
         batch_size: samples of one optimiser step, over all processes and accumulated pieces.
+        labelled_per_batch: how many samples of a batch are labelled ones, drawn in turn, where
+            labels are few; an epoch is then one pass over the others. 0: as the order has them.
         optimizer: ``sgd`` or ``adamw``.
         lr: the peak learning rate.
         weight_decay: as the optimiser means it (AdamW decouples it).
@@ -40,11 +42,12 @@ class FitConfig(BaseModel):
         threads: CPU threads of a process; small networks are fastest with 1. Default: torch's.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: Count | None = None
     steps: Count | None = None
     batch_size: Count = 64
+    labelled_per_batch: Annotated[int, Field(ge=0)] = 0
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -71,6 +74,11 @@ class FitConfig(BaseModel):
             raise ValueError("give either `epochs` or `steps`")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError("`milestones` and `schedule: multistep` go together")
+        if self.labelled_per_batch >= self.batch_size:
+            raise ValueError(
+                f"`labelled_per_batch` ({self.labelled_per_batch}) leaves no room for other "
+                f"samples in a batch of {self.batch_size}"
+            )
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"`accumulate` ({self.accumulate}) cuts a batch of {self.batch_size} "

@@ -1,5 +1,6 @@
 """Measure a network on a data set."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +68,7 @@ def predict(
         ):
             batch = to_device(raw, device)
             batch = task.prepare(batch, train=False, seed=0, epoch=0)
-            result, seen = taps(lambda batch=batch: task.call(model, batch))
+            result, seen = taps(partial(task.call, model, batch))
             labels.append(batch["labels"].cpu())
             logits.append(task.logits(result).float().cpu())
             if tap is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from congener.task import Task
@@ -42,19 +43,45 @@ def epoch_batches(
     last: int,
     share: tuple[int, int],
     workers: int,
+    labelled: Tensor | None = None,
+    labelled_per_batch: int = 0,
 ) -> Iterator[Batch]:
     """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
 
     The global batches are consecutive slices of one permutation; ``share = (rank, processes)``
     takes a consecutive slice of each, so the union over processes is the batch of one process.
+    With ``labelled_per_batch``, that many samples of each batch come from the positions
+    ``labelled``, one permutation of them after the other, and the rest from the others.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order = torch.randperm(size(dataset), generator=generator)
-    batches = [
-        order[k * batch_size : (k + 1) * batch_size].tensor_split(share[1])[share[0]].tolist()
-        for k in range(first, last)
-    ]
+    if labelled is None or labelled_per_batch == 0:
+        order = torch.randperm(size(dataset), generator=generator)
+        whole = [order[k * batch_size : (k + 1) * batch_size] for k in range(first, last)]
+    else:
+        mixed = _mixed(size(dataset), labelled, labelled_per_batch, batch_size, generator)
+        whole = mixed[first:last]
+    batches = [batch.tensor_split(share[1])[share[0]].tolist() for batch in whole]
     return iter(_loader(task, _Indexed(dataset, seed=seed, epoch=epoch), batches, workers))
+
+
+def _mixed(
+    samples: int, labelled: Tensor, count: int, batch_size: int, generator: torch.Generator
+) -> list[Tensor]:
+    """The batches of an epoch with ``count`` labelled samples in each, at places drawn anew."""
+    others = torch.ones(samples, dtype=torch.bool)
+    others[labelled] = False
+    pool = others.nonzero().flatten()
+    pool = pool[torch.randperm(len(pool), generator=generator)]
+    chunks = torch.split(pool, batch_size - count)
+    turns = -(-len(chunks) * count // len(labelled))
+    drawn = torch.cat(
+        [labelled[torch.randperm(len(labelled), generator=generator)] for _ in range(turns)]
+    )
+    batches = []
+    for k, chunk in enumerate(chunks):
+        batch = torch.cat([drawn[k * count : (k + 1) * count], chunk])
+        batches.append(batch[torch.randperm(len(batch), generator=generator)])
+    return batches
 
 
 def evaluation_batches(
@@ -62,13 +89,15 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """One process' share of a data set, in order."""
     mine = torch.arange(size(dataset)).tensor_split(share[1])[share[0]]
-    batches = [chunk.tolist() for chunk in mine.split(batch_size) if len(chunk)]
+    batches = [mine[k : k + batch_size].tolist() for k in range(0, len(mine), batch_size)]
     return iter(_loader(task, _Indexed(dataset, seed=0, epoch=0), batches, workers))
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device."""
-    return {k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()}
+    return {
+        k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in batch.items()
+    }
 
 
 def _loader(

@@ -34,7 +34,7 @@ from congener.system import System
 from congener.task import Task
 from congener.types import Progress
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["FitResult", "fit", "steps_per_epoch"]
 
 AGREE_EVERY = 10  # steps between the questions "was anyone interrupted?" of several processes
 
@@ -56,6 +56,7 @@ def fit(
     *,
     train: Dataset[Any],
     test: Dataset[Any],
+    labelled: torch.Tensor | None = None,
     seed: int = 0,
     name: str = "fit",
     log: RunLog | None = None,
@@ -69,6 +70,7 @@ def fit(
         config: the settings.
         train: the training set.
         test: the set evaluated on.
+        labelled: positions in ``train`` that ``config.labelled_per_batch`` draws from.
         seed: of the data order, augmentation and random layers.
         name: what the events of this fit are labelled with.
         log: where events go.
@@ -83,9 +85,7 @@ def fit(
         torch.set_num_threads(config.threads)
     accelerator = build_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
-    per_epoch = steps_in_epoch(
-        size(train), config.batch_size, drop_last=config.drop_last, processes=world
-    )
+    per_epoch = steps_per_epoch(train, config, labelled, processes=world)
     if per_epoch == 0:
         raise DataError(
             f"An epoch of {size(train)} samples has no batch of {config.batch_size}; "
@@ -132,7 +132,6 @@ def fit(
         epoch = step / per_epoch
         log.emit("evaluation", fit=name, step=step, epoch=epoch, metrics=figures)
 
-    weights = getattr(system, "weights", {})
     cadence = config.evaluate_every * (per_epoch if config.epochs else 1)
     share = (rank, world)
     module.train()
@@ -143,6 +142,7 @@ def fit(
             batches = epoch_batches(
                 task, train, batch_size=config.batch_size, seed=seed, epoch=epoch,
                 first=first, last=last, share=share, workers=config.workers,
+                labelled=labelled, labelled_per_batch=config.labelled_per_batch,
             )  # fmt: skip
             for raw in batches:
                 started = time.perf_counter()
@@ -166,7 +166,7 @@ def fit(
                 history.seconds += time.perf_counter() - started
                 if step < 10 or step % config.log_every == 0:
                     total_value = values.pop("total")
-                    weighted = {term: weights.get(term, 1.0) * v for term, v in values.items()}
+                    weighted = {key: system.weights.get(key, 1.0) * v for key, v in values.items()}
                     log.emit(
                         "step", fit=name, step=step, epoch=epoch, lr=lr, total=total_value,
                         terms=values, weighted=weighted,
@@ -191,6 +191,22 @@ def fit(
         seconds=round(history.seconds, 3),
     )  # fmt: skip
     return FitResult(history.last, history.best, step, history.seconds)
+
+
+def steps_per_epoch(
+    train: Dataset[Any], config: FitConfig, labelled: torch.Tensor | None, *, processes: int = 1
+) -> int:
+    """Optimiser steps of one epoch of a fit; its arguments are those of :func:`fit`."""
+    marked = config.labelled_per_batch
+    if marked and labelled is None:
+        raise DataError(
+            f"labelled_per_batch={marked} needs a training set in which some samples have no "
+            "label; leave it out."
+        )
+    others = size(train) - (len(labelled) if marked and labelled is not None else 0)
+    return steps_in_epoch(
+        others, config.batch_size - marked, drop_last=config.drop_last, processes=processes
+    )
 
 
 def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
@@ -272,7 +288,7 @@ def _interrupts() -> Iterator[threading.Event]:
         yield flag
         return
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def handler(_number: int, _frame: FrameType | None) -> None:
         if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
@@ -292,5 +308,5 @@ def _anyone(flag: threading.Event, step: int, accelerator: Accelerator) -> bool:
     if step % AGREE_EVERY:
         return False
     mine = torch.tensor([float(flag.is_set())], device=accelerator.device)
-    total: torch.Tensor = accelerator.reduce(mine, "sum")  # type: ignore[assignment]
+    total: torch.Tensor = accelerator.reduce(mine, "sum")
     return bool(total.item() > 0)

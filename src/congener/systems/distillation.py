@@ -55,7 +55,9 @@ class Distillation(System):
     ) -> None:
         super().__init__()
         if terms and teacher is None:
-            raise RecipeError("There are distillation terms but no teacher to distil from; name one.")
+            raise RecipeError(
+                "There are distillation terms but no teacher to distil from; name one."
+            )
         self.student = student
         self.task = task
         self.task_weight = task_weight
@@ -66,7 +68,14 @@ class Distillation(System):
                 f"The terms are called {', '.join(names)}; give each a `name` of its own "
                 "(and not 'task', which is the supervised loss)."
             )
-        self.losses = nn.ModuleDict({bound.name: bound.term.loss for bound in self.terms})
+        for name in names:
+            if "." in name or hasattr(nn.ModuleDict, name):
+                raise RecipeError(f"A term cannot be called {name!r}; give it another `name`.")
+        self.losses = nn.ModuleDict()
+        for name in names:
+            if not name or "." in name or hasattr(self.losses, name):
+                raise RecipeError(f"A term cannot be called {name!r} in PyTorch; rename it.")
+        self.losses.update({bound.name: bound.term.loss for bound in self.terms})
         self._taps = Taps(student, [path for bound in self.terms for path in bound.student])
         self.teacher = None
         if teacher is not None:
@@ -137,7 +146,9 @@ class _Bound:
         if not self.pairwise:
             return self._call(known)
         pairs = zip(mine, theirs, strict=True)
-        values = [self._call(known | {"student_feature": s, "teacher_feature": t}) for s, t in pairs]
+        values = [
+            self._call(known | {"student_feature": s, "teacher_feature": t}) for s, t in pairs
+        ]
         return sum(values[1:], start=values[0])
 
     def _call(self, known: dict[str, Any]) -> Tensor:

@@ -71,13 +71,12 @@ def test_splits_by_name_mapping_and_record(curves: Splits) -> None:
     assert (task.metric, task.higher_is_better, task.ignore_label) == ("accuracy", True, -100)
 
 
-def test_labelled_part_is_a_split_where_it_is_a_part() -> None:
-    splits: Any = pictures(teacher=10, pool=30, labelled=7).splits
-    assert splits["labelled"].ids.tolist() == list(range(10, 17))
-    assert splits["labelled"].labels.tolist() == [i % 5 for i in range(10, 17)]
-    assert torch.equal(splits["labelled"].images, IMAGES[10:17])
-    for whole in (pictures(), pictures(labelled=0)):
-        assert "labelled" not in whole.splits
+def test_labelled_positions_where_others_have_no_label() -> None:
+    found = pictures(teacher=10, pool=30, labelled=7).labelled
+    assert found is not None
+    assert found.tolist() == list(range(7))
+    assert pictures().labelled is None
+    assert pictures(labelled=0).labelled is None
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from congener.types import Batch
 from . import augment as augmentations
 from . import data as datasets
 from . import models
-from .data.datasets import inspect_datasets
-from .data.splits import IGNORE, ArrayDataset, Splits
+from .data.datasets import inspect_datasets, known_labels
+from .data.splits import IGNORE, Splits, labelled_positions
 
 __all__ = ["ImageClassification"]
 
@@ -58,12 +58,7 @@ class ImageClassification(Task):
         splits: dict[str, Dataset[Any]] = {"train": divided.train, "test": divided.test}
         if divided.teacher is not None:
             splits["teacher"] = divided.teacher
-        known = divided.train.labels != IGNORE
-        if known.any() and not known.all():
-            part = divided.train
-            splits["labelled"] = ArrayDataset(
-                part.images[known], part.labels[known], part.ids[known]
-            )
+        self.labelled = labelled_positions(divided.train.labels)
         self._describe(
             splits, divided.class_names, divided.input_shape, divided.mean, divided.std, augment
         )
@@ -90,6 +85,8 @@ class ImageClassification(Task):
         """
         names, input_shape = inspect_datasets(train, test, num_classes, class_names)
         task = cls.__new__(cls)
+        labels = known_labels(train)
+        task.labelled = None if labels is None else labelled_positions(labels)
         splits = {"train": train, "test": test}
         task._describe(splits, names, input_shape, (0.0,), (1.0,), augment)
         return task

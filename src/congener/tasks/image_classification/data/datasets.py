@@ -11,13 +11,13 @@ from congener.errors import DataError
 
 from .splits import IGNORE, Arrays, check_arrays
 
-__all__ = ["inspect_datasets"]
+__all__ = ["inspect_datasets", "known_labels"]
 
 
-def _labels(dataset: Dataset[Any]) -> Tensor | None:
+def known_labels(dataset: Dataset[Any]) -> Tensor | None:
     """All labels, where the data set has them at hand."""
     if isinstance(dataset, Subset):
-        inner = _labels(dataset.dataset)
+        inner = known_labels(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(dataset.indices)]
     if getattr(dataset, "target_transform", None) is not None:
         return None
@@ -66,7 +66,7 @@ def inspect_datasets(
             raise DataError(f"The {what} set has no length or no index; use a map-style Dataset.")
         if not len(dataset):
             raise DataError(f"The {what} set is empty; at least one sample is needed.")
-    labels = {"training": _labels(train), "test": _labels(test)}
+    labels = {"training": known_labels(train), "test": known_labels(test)}
     names = class_names or (_classes(train) if num_classes is None else None)
     count = num_classes if num_classes is not None else len(names) if names else None
     if count is None and labels["training"] is not None:

@@ -132,6 +132,12 @@ def _check_scale(mean: Sequence[float], std: Sequence[float], images: Tensor) ->
         )
 
 
+def labelled_positions(labels: Tensor) -> Tensor | None:
+    """Positions of the samples that have a label, where others have none; otherwise ``None``."""
+    known = labels != IGNORE
+    return known.nonzero().flatten() if known.any() and not known.all() else None
+
+
 def _keep_labels(labels: Tensor, labelled: int, balanced: bool, classes: int) -> Tensor:
     """The labels with all but ``labelled`` of them replaced by -100."""
     if not balanced:

@@ -1,0 +1,123 @@
+"""Every shipped recipe is short, says what it is, fits its networks and data, and runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import congener
+from congener import api
+from congener.recipe import Recipe, load_recipe
+from tests.tasks.image_classification.conftest import idx
+
+FOLDER = Path(congener.__file__).parent / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
+
+# How many samples the published training sets have; the recipes divide them by these counts.
+TRAIN = {"fashion_mnist": 60_000, "mnist": 60_000, "cifar10": 50_000, "cifar100": 50_000}
+TEST = 12
+
+
+def write_idx(folder: Path, count: int) -> None:
+    for part, samples in (("train", count), ("t10k", TEST)):
+        labels = bytes(i % 10 for i in range(samples))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels, samples))
+        with (folder / f"{part}-images-idx3-ubyte").open("wb") as file:
+            file.write(idx(b"", samples, 28, 28))
+            file.truncate(16 + samples * 784)  # black images, which take no room on the disk
+
+
+def write_cifar(folder: Path, files: dict[str, int], labels: int, classes: int) -> None:
+    for name, samples in files.items():
+        rows = np.memmap(folder / name, np.uint8, "w+", shape=(samples, labels + 3072))
+        rows[:, labels - 1] = np.arange(samples) % classes
+        rows.flush()
+
+
+def write(data: str, folder: Path) -> None:
+    """The files of a data set in their original format: full training set, small test set."""
+    if data == "cifar10":
+        each = TRAIN[data] // 5
+        batches = {f"data_batch_{number}.bin": each for number in range(1, 6)}
+        write_cifar(folder, batches | {"test_batch.bin": TEST}, 1, 10)
+    elif data == "cifar100":
+        write_cifar(folder, {"train.bin": TRAIN[data], "test.bin": TEST}, 2, 100)
+    else:
+        write_idx(folder, TRAIN[data])
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a data set, written when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def root(data: str) -> Path:
+        if data not in made:
+            made[data] = tmp_path_factory.mktemp(data)
+            write(data, made[data])
+        return made[data]
+
+    return root
+
+
+def data_of(recipe: Recipe) -> str:
+    data = recipe.task.arguments.get("data", "mnist1d")
+    return data if isinstance(data, str) else data["name"]
+
+
+def shortened(path: Path, files: Callable[[str], Path]) -> Recipe:
+    """The recipe with two steps of four samples, one seed, and files where it needs some."""
+    recipe = load_recipe(path)
+    overrides = ["seeds=[0]"]
+    parts = ["train"]
+    if recipe.teacher is not None and recipe.teacher.train is not None:
+        parts.append("teacher.train")
+    for part in parts:
+        settings = {"steps": 2, "epochs": "null", "batch_size": 4, "evaluate_every": 0,
+                    "checkpoint_every": 0, "accumulate": 1, "device": "cpu", "threads": 1}  # fmt: skip
+        overrides += [f"{part}.{key}={value}" for key, value in settings.items()]
+    data = data_of(recipe)
+    if data in TRAIN:
+        overrides.append(f"task.data.root={json.dumps(str(files(data)))}")
+    return load_recipe(path, overrides)
+
+
+def test_there_are_recipes() -> None:
+    assert "demo" in {path.stem for path in RECIPES}
+    assert len({path.stem for path in RECIPES}) == len(RECIPES)  # `congener run NAME` is unique
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_short_and_says_what_it_is(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    assert len(lines[0]) > 20
+    assert len([line for line in lines if line.strip() and not line.startswith("#")]) <= 15
+    recipe = load_recipe(path)
+    assert path.parent.parent == FOLDER
+    assert path.parent.name == recipe.task.name
+    if recipe.published:
+        assert set(recipe.published.arms) <= {"teacher", *recipe.all_arms}
+        assert all(0 < value < 1 for value in recipe.published.arms.values())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_validates_and_runs_two_steps(path: Path, tmp_path: Path, files) -> None:
+    recipe = shortened(path, files)
+    run = api.run(recipe, out=tmp_path / "run")  # validates every arm first
+    assert list(run.metrics["arms"]) == [*(["teacher"] if recipe.teacher else []), *recipe.all_arms]
+    assert run.metrics["steps"] == 2
+    for arm in run.metrics["arms"].values():
+        assert 0 <= arm["accuracy"][0] <= 1
+    assert (run.folder / "report.html").stat().st_size > 10_000
+
+
+def test_the_check_can_fail(tmp_path, files) -> None:
+    text = (FOLDER / "image_classification" / "demo.yaml").read_text()
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(text.replace("student: hidden", "student: hiden"))
+    with pytest.raises(congener.CongenerError, match="no module 'hiden' to tap"):
+        api.run(shortened(broken, files), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

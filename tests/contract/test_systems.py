@@ -1,0 +1,168 @@
+"""What every public system must do; the table is in ``systems_cases.py``."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_model
+from tests.contract.systems_cases import SYSTEMS, SystemCase
+from tests.systems.tiny import TinyTask, batch_of, student_net, teacher_net
+from tests.trajectory.processes import in_two_processes
+from torch import nn
+
+import congener.systems
+from congener.engine import FitConfig, fit, load_weights
+from congener.errors import Interrupted
+from congener.runlog import RunLog
+from congener.system import System
+from congener.teachers import fingerprint
+from congener.types import Progress
+
+CONFIG = FitConfig(
+    steps=30, batch_size=16, lr=2e-2, checkpoint_every=7, evaluate_every=10, log_every=1,
+    threads=1, device="cpu",
+)  # fmt: skip
+CASES = pytest.mark.parametrize("case", SYSTEMS.values(), ids=SYSTEMS)
+
+
+def trained_teacher() -> nn.Module:
+    """A teacher that knows the task better than the students do."""
+    task, net = TinyTask(), teacher_net()
+    batch = batch_of(task, 50)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        task.loss(net(batch["image"]), batch).backward()
+        optimizer.step()
+    return net.eval()
+
+
+def train(
+    case: SystemCase, teacher: nn.Module, log: RunLog | None = None, **options: Any
+) -> System:
+    task = TinyTask()
+    torch.manual_seed(0)
+    system = case.build(task, case.student(), teacher)
+    fit(
+        system,
+        task,
+        CONFIG,
+        train=task.splits["train"],
+        test=task.splits["test"],
+        log=log,
+        **options,
+    )
+    return system
+
+
+def test_every_public_system_is_listed() -> None:
+    listed = {name for case in SYSTEMS.values() for name in case.covers}
+    assert listed == set(congener.systems.__all__)
+
+
+@CASES
+def test_student_improves_in_30_steps(case: SystemCase) -> None:
+    events: list[dict[str, Any]] = []
+    train(case, trained_teacher(), RunLog(None, (events.append,)))
+    totals = [e["total"] for e in events if e["event"] == "step"]
+    assert len(totals) == 30
+    assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
+    figures = [e["metrics"]["cross_entropy"] for e in events if e["event"] == "evaluation"]
+    task = TinyTask()
+    batch = batch_of(task, 30, "test")
+    before = task.loss(case.student().eval()(batch["image"]), batch).item()
+    assert figures[-1] < 0.7 * before
+
+
+@CASES
+def test_teacher_is_bit_identical_afterwards(case: SystemCase) -> None:
+    teacher = trained_teacher()
+    before = fingerprint(teacher)
+    system = train(case, teacher)
+    assert fingerprint(teacher) == before
+    system.train()
+    system(batch_of(TinyTask()), Progress(0, 1, 0))[0].backward()
+    assert fingerprint(teacher) == before
+    assert not any(m.training for m in teacher.modules())
+
+
+@CASES
+def test_every_trainable_parameter_gets_a_gradient(case: SystemCase) -> None:
+    task = TinyTask()
+    system = case.build(task, case.student(), trained_teacher()).train()
+    touched: set[str] = set()
+    for step in range(3):
+        total, _ = system(batch_of(task, 16), Progress(step, 3, 0))
+        total.backward()
+        touched |= {n for n, p in system.named_parameters() if p.grad is not None and p.grad.any()}
+    # A bias before batch normalisation cancels; its gradient exists, and rounds to about zero.
+    present = {n for n, p in system.named_parameters() if p.requires_grad and p.grad is not None}
+    trainable = {n for n, p in system.named_parameters() if p.requires_grad}
+    assert present == trainable
+    assert {n for n in trainable if not n.endswith("bias")} <= touched
+
+
+@CASES
+def test_exported_student_loads_into_the_bare_architecture(
+    case: SystemCase, tmp_path: Path
+) -> None:
+    system = train(case, trained_teacher())
+    save_model(system.student, str(tmp_path / "student.safetensors"))
+    other = case.student()
+    assert fingerprint(other) != fingerprint(system.student)
+    load_weights(other, tmp_path / "student.safetensors")
+    assert fingerprint(other) == fingerprint(system.student)
+    assert type(other) is type(system.student)
+    assert not any(m._forward_hooks for m in system.student.modules())
+    assert deepcopy(system.student).state_dict().keys() == other.state_dict().keys()
+
+
+class _Stop:
+    """Interrupts a fit at a step, as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["event"] == "tick" and event["step"] == self.step:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+
+@CASES
+@pytest.mark.parametrize("step", [7, 16])
+def test_resumed_is_straight(case: SystemCase, step: int, tmp_path: Path) -> None:
+    teacher = trained_teacher()
+    straight = train(case, teacher)
+    checkpoint = tmp_path / "checkpoint.pt"
+    with pytest.raises(Interrupted):
+        train(case, teacher, RunLog(None, (_Stop(step),)), checkpoint=checkpoint)
+    torch.manual_seed(12345)
+    resumed = train(case, teacher, checkpoint=checkpoint)
+    assert fingerprint(resumed) == fingerprint(straight)
+
+
+def _train_here(rank: int, name: str) -> tuple[list[dict[str, float]], str, int]:
+    events: list[dict[str, Any]] = []
+    system = train(_without_norm(SYSTEMS[name]), trained_teacher(), RunLog(None, (events.append,)))
+    steps = [{"total": e["total"]} | e["terms"] for e in events if e["event"] == "step"]
+    return steps, fingerprint(system), events[0]["processes"]
+
+
+def _without_norm(case: SystemCase) -> SystemCase:
+    """Batch normalisation sees its own process' share; without it two processes are one."""
+    return SystemCase(case.covers, case.build, lambda: student_net(norm=False))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_two_processes_are_one(name: str, tmp_path: Path) -> None:
+    one, _, _ = _train_here(0, name)
+    (first, mine, processes), (second, theirs, _) = in_two_processes(tmp_path, _train_here, name)
+    assert processes == 2
+    assert mine == theirs
+    for a, b, c in zip(one, first, second, strict=True):
+        assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+        assert c == pytest.approx(a, rel=1e-5, abs=1e-6)

@@ -1,0 +1,11 @@
+import pytest
+
+import congener.api
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_report() -> object:
+    """The page is a pure function of the folder, tested in tests/report; here it is only slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(congener.api, "write_report", lambda folder: folder / "report.html")
+        yield
