@@ -160,8 +160,8 @@ class Assembly:
 def losses_by_name() -> dict[str, Any]:
     """Every public loss under its short name and its class name."""
     found: dict[str, Any] = {n: getattr(congener.losses, n) for n in congener.losses.__all__}
-    classes = {name: loss for name, loss in found.items() if isinstance(loss, type)}
-    return {str(getattr(loss, "name")): loss for loss in classes.values()} | classes
+    classes: dict[str, Any] = {name: loss for name, loss in found.items() if isinstance(loss, type)}
+    return {loss.name: loss for loss in classes.values()} | classes
 
 
 def tasks_by_name() -> dict[str, Any]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from tests.tasks.image_classification.conftest import write_mnist
 
 from congener.cli import main
-from tests.tasks.image_classification.conftest import write_mnist
 
 RECIPE = """\
 # A perceptron teaches a smaller one.

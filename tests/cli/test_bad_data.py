@@ -1,13 +1,11 @@
 """Data that is missing, damaged or of no use is refused before anything is written."""
 
 import gzip
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-
-from tests.cli.refusal import refused
+from tests.cli.refusal import names, refused
 from tests.tasks.image_classification.conftest import idx, write_cifar10, write_cifar100
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -56,7 +54,7 @@ def test_damaged_idx_files(damage, sentence, recipe, text, digits, congener) -> 
     damage(folder)
     recipe.write_text(text.replace(str(digits), str(folder)))
     refused(congener("run", recipe), r"recipe.yaml, line 2: .*" + sentence)
-    assert sorted(os.listdir()) == ["copy", "recipe.yaml"]
+    assert names() == ["copy", "recipe.yaml"]
 
 
 CIFAR = [

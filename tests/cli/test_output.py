@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.refusal import refused
 
 from congener.assembly import losses_by_name
-from tests.cli.refusal import refused
 
 
 @pytest.fixture(autouse=True)
@@ -136,5 +136,7 @@ def test_the_program_itself(tmp_path) -> None:
     assert all(verb in shown.stdout for verb in ("run", "validate", "report", "list", "show"))
     wrong = run("run", "deno")
     assert (wrong.returncode, wrong.stdout) == (2, "")
-    assert re.fullmatch(r"error: There is no recipe 'deno'; did you mean 'demo'.*\?\n", wrong.stderr)
+    assert re.fullmatch(
+        r"error: There is no recipe 'deno'; did you mean 'demo'.*\?\n", wrong.stderr
+    )
     assert list(tmp_path.iterdir()) == []

@@ -119,7 +119,7 @@ def test_text_in_utf_8(tmp_path) -> None:
 def test_overrides(override, read, tmp_path) -> None:
     path = write(tmp_path / "a.yaml", YAML)
     if read is None:  # reaches into a key that was not there, and is then validated
-        with pytest.raises(RecipeError, match="'published.arms' is missing"):
+        with pytest.raises(RecipeError, match=r"'published\.arms' is missing"):
             load_recipe(path, [override])
         return
     assert not read(load_recipe(path))
@@ -251,6 +251,8 @@ def test_rules_of_a_recipe(values, sentence) -> None:
         ({"steps": 1, "clip": 0}, "'train.clip' is 0"),
         ({"steps": 1, "accumulate": 0}, "'train.accumulate' is 0"),
         ({"steps": 1, "accumulate": 9, "batch_size": 8}, "more pieces than it has samples"),
+        ({"steps": 1, "labelled_per_batch": -1}, "'train.labelled_per_batch' is -1"),
+        ({"steps": 1, "labelled_per_batch": 8, "batch_size": 8}, "leaves no room for other"),
         ({"steps": 1, "precision": "fp61"}, "did you mean 'fp16'"),
         ({"steps": 1, "evaluate_every": -1}, "'train.evaluate_every' is -1"),
         ({"steps": 1, "checkpoint_every": -1}, "'train.checkpoint_every' is -1"),

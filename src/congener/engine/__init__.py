@@ -3,7 +3,8 @@
 from congener.engine.checkpoint import load_weights
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import Predictions, evaluate, predict
-from congener.engine.loop import FitResult, fit, steps_per_epoch
+from congener.engine.feed import steps_per_epoch
+from congener.engine.loop import FitResult, fit
 from congener.engine.machine import build_accelerator, process_state
 
 __all__ = [

@@ -132,7 +132,7 @@ def _load(path: Path) -> Any:
             f"{path} is damaged, or holds more than tensors and plain values, which is never "
             "executed; save a state dict (or safetensors) instead."
         ) from error
-    except Exception as error:  # noqa: BLE001  (the unpickler fails on damage in any way it likes)
+    except Exception as error:  # damage makes the unpickler fail in any way it likes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path} cannot be read ({reason}); it is damaged or truncated: "

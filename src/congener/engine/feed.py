@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
+from congener.engine.config import FitConfig
+from congener.errors import DataError
 from congener.task import Task
 from congener.types import Batch
 
-__all__ = ["epoch_batches", "evaluation_batches", "size", "steps_in_epoch", "to_device"]
+__all__ = [
+    "epoch_batches",
+    "evaluation_batches",
+    "size",
+    "steps_in_epoch",
+    "steps_per_epoch",
+    "to_device",
+]
 
 
 def size(dataset: Dataset[Any]) -> int:
@@ -30,6 +39,22 @@ def steps_in_epoch(samples: int, batch_size: int, *, drop_last: bool, processes:
     """
     full, rest = divmod(samples, batch_size)
     return full + (0 if drop_last or rest < processes else 1)
+
+
+def steps_per_epoch(
+    train: Dataset[Any], config: FitConfig, labelled: Tensor | None, *, processes: int = 1
+) -> int:
+    """Optimiser steps of one epoch of a fit; its arguments are those of :func:`fit`."""
+    marked = config.labelled_per_batch
+    if marked and labelled is None:
+        raise DataError(
+            f"labelled_per_batch={marked} needs a training set in which some samples have no "
+            "label; leave it out."
+        )
+    others = size(train) - (len(labelled) if marked and labelled is not None else 0)
+    return steps_in_epoch(
+        others, config.batch_size - marked, drop_last=config.drop_last, processes=processes
+    )
 
 
 def epoch_batches(

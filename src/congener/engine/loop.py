@@ -1,14 +1,9 @@
 """The training loop: one function, ``fit``."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,8 +20,8 @@ from congener.engine.checkpoint import (
 )
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
-from congener.engine.feed import epoch_batches, size, steps_in_epoch, to_device
-from congener.engine.machine import build_accelerator
+from congener.engine.feed import epoch_batches, size, steps_per_epoch, to_device
+from congener.engine.machine import any_process, build_accelerator, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.errors import CheckpointError, DataError, Interrupted, NonFiniteLossError
 from congener.runlog import RunLog
@@ -34,9 +29,7 @@ from congener.system import System
 from congener.task import Task
 from congener.types import Progress
 
-__all__ = ["FitResult", "fit", "steps_per_epoch"]
-
-AGREE_EVERY = 10  # steps between the questions "was anyone interrupted?" of several processes
+__all__ = ["FitResult", "fit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +128,7 @@ def fit(
     cadence = config.evaluate_every * (per_epoch if config.epochs else 1)
     share = (rank, world)
     module.train()
-    with _interrupts() as interrupted:
+    with interrupts() as interrupted:
         while step < steps:
             epoch, first = divmod(step, per_epoch)
             last = min(per_epoch, first + steps - step)
@@ -177,13 +170,13 @@ def fit(
                     measure()
                 if config.checkpoint_every and step % config.checkpoint_every == 0:
                     save()
-                if step < steps and _anyone(interrupted, step, accelerator):
+                if step < steps and any_process(interrupted, step, accelerator):
                     save()
                     log.emit("interrupted", fit=name, step=step)
                     raise Interrupted
         save()
         measure()
-        if _anyone(interrupted, 0, accelerator):
+        if any_process(interrupted, 0, accelerator):
             log.emit("interrupted", fit=name, step=step)
             raise Interrupted
     log.emit(
@@ -191,22 +184,6 @@ def fit(
         seconds=round(history.seconds, 3),
     )  # fmt: skip
     return FitResult(history.last, history.best, step, history.seconds)
-
-
-def steps_per_epoch(
-    train: Dataset[Any], config: FitConfig, labelled: torch.Tensor | None, *, processes: int = 1
-) -> int:
-    """Optimiser steps of one epoch of a fit; its arguments are those of :func:`fit`."""
-    marked = config.labelled_per_batch
-    if marked and labelled is None:
-        raise DataError(
-            f"labelled_per_batch={marked} needs a training set in which some samples have no "
-            "label; leave it out."
-        )
-    others = size(train) - (len(labelled) if marked and labelled is not None else 0)
-    return steps_in_epoch(
-        others, config.batch_size - marked, drop_last=config.drop_last, processes=processes
-    )
 
 
 def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
@@ -278,35 +255,3 @@ def _restore(
 def _inside(state: dict[str, Any], prefix: str) -> dict[str, Any]:
     """The entries below a prefix, under their own names."""
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; the second one acts as ever."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield flag
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _anyone(flag: threading.Event, step: int, accelerator: Accelerator) -> bool:
-    """Whether any process was interrupted; all of them learn it at the same step."""
-    if accelerator.num_processes == 1:
-        return flag.is_set()
-    if step % AGREE_EVERY:
-        return False
-    mine = torch.tensor([float(flag.is_set())], device=accelerator.device)
-    total: torch.Tensor = accelerator.reduce(mine, "sum")
-    return bool(total.item() > 0)

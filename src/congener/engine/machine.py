@@ -1,12 +1,20 @@
 """Accelerate's view of the machine, and of the processes that train together."""
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 
 from congener.engine.config import FitConfig
 
-__all__ = ["build_accelerator", "process_state"]
+__all__ = ["any_process", "build_accelerator", "interrupts", "process_state"]
+
+AGREE_EVERY = 10  # steps between the questions "was anyone interrupted?" of several processes
 
 
 def process_state(config: FitConfig) -> PartialState:
@@ -29,3 +37,35 @@ def build_accelerator(config: FitConfig) -> Accelerator:
     state = process_state(config)
     precision = "no" if config.precision == "fp32" else config.precision
     return Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C or SIGTERM into a flag; the second one acts as ever."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def any_process(flag: threading.Event, step: int, accelerator: Accelerator) -> bool:
+    """Whether any process was interrupted; all of them learn it at the same step."""
+    if accelerator.num_processes == 1:
+        return flag.is_set()
+    if step % AGREE_EVERY:
+        return False
+    mine = torch.tensor([float(flag.is_set())], device=accelerator.device)
+    total: torch.Tensor = accelerator.reduce(mine, "sum")
+    return bool(total.item() > 0)

@@ -86,7 +86,8 @@ class SoftCrossEntropyLoss(nn.Module):
 
     name: ClassVar[str] = "soft_cross_entropy"
     paper: ClassVar[Paper] = Paper(
-        title="TextBrewer: An Open-Source Knowledge Distillation Toolkit for NLP",
+        title="TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language "
+        "Processing",
         authors="Ziqing Yang, Yiming Cui, Zhipeng Chen, Wanxiang Che, Ting Liu, Shijin Wang, "
         "Guoping Hu",
         venue="ACL System Demonstrations",
