@@ -69,11 +69,15 @@ def run(
                 described, out=folder, resume=resume, trust=trust or [],
                 observers=(progress.observe,), command=shlex.join(fresh),
             )  # fmt: skip
-    except Interrupted:
+    except KeyboardInterrupt as error:
         console = Console(stderr=True, soft_wrap=True)
-        console.print(
-            f"Stopped; the checkpoint is saved. Go on with:\n  {shlex.join(fresh)} --resume"
+        saved = (
+            "the checkpoint is saved" if isinstance(error, Interrupted) else "what was done stays"
         )
+        if (folder / "recipe.yaml").exists():
+            console.print(f"Stopped; {saved}. Go on with:\n  {shlex.join(fresh)} --resume")
+        else:
+            console.print("Stopped before the run began; nothing was written.")
         sys.exit(130)
     if finished.metrics:
         _print_table(folder)
@@ -250,6 +254,8 @@ class _Progress:
             if self._task is None:
                 self._task = self._bar.add_task(_short(event["fit"]), total=event["steps"])
             self._bar.update(self._task, completed=event["step"])
+        elif kind == "machine" and event["processes"] > 1:
+            self._console.print(f"{event['processes']} processes on {event['device']}")
         elif kind == "fit_finished":
             metric = next(iter(event["best"]))  # the task's headline figure
             line = f"{_short(event['fit']):>14}  {metric} {event['metrics'][metric]:.4f}"

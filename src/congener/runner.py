@@ -94,6 +94,7 @@ def execute(
         log.forget(event="run_finished")
     if main and not log.length:
         log.emit("run_started", name=recipe.name, arms=list(recipe.all_arms), seeds=recipe.seeds)
+    log.show("machine", processes=state.num_processes, device=state.device.type)
     started = time.time()
     runner = _Runner(recipe, assembly, out, log, state)
     teacher = runner.teacher()

@@ -42,6 +42,22 @@ def test_a_run_and_its_report(recipe, congener) -> None:
     assert (again.code, again.err, again.out) == (0, "", said.out)
 
 
+@pytest.mark.parametrize(("holds_run", "sentence"), [
+    (True, "Stopped; what was done stays. Go on with:\n  congener run {0} --out out --resume\n"),
+    (False, "Stopped before the run began; nothing was written.\n"),
+])  # fmt: skip
+def test_ctrl_c_between_the_fits(recipe, congener, monkeypatch, holds_run, sentence) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        if holds_run:
+            Path("out").mkdir()
+            Path("out/recipe.yaml").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("congener.api.run", interrupted)
+    said = congener("run", recipe, "--out", "out")
+    assert (said.code, said.err) == (130, sentence.format(recipe))
+
+
 def test_long_names_neither_widen_nor_vanish(recipe, text, congener) -> None:
     arm = "a student that learns from soft labels with a name as long as a sentence"
     recipe.write_text(text.replace("  kd:\n", f"  {arm}:\n"))

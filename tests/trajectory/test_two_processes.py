@@ -61,7 +61,8 @@ def assert_same_run(one: Path, two: Path) -> None:
 
 def test_torchrun_matches_one_process(recipe: Path, alone: Path) -> None:
     two = recipe.parent / "two"
-    finish(start(recipe, two, launcher=tuple(TORCHRUN)))
+    _, said = finish(start(recipe, two, launcher=tuple(TORCHRUN)))
+    assert "2 processes on cpu" in said
     assert_same_run(alone, two)
     figures = [congener.runlog.read_json(out / "metrics.json")["arms"] for out in (alone, two)]
     assert figures[0]["teacher"]["accuracy"] == figures[1]["teacher"]["accuracy"]
