@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_model
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Subset
 
+from congener.analysis import Analysis
 from congener.assembly import Assembly
 from congener.engine import (
     FitConfig,
@@ -35,21 +35,20 @@ from congener.engine import (
     evaluate,
     fit,
     load_weights,
-    predict,
     process_state,
     steps_per_epoch,
 )
 from congener.engine.feed import evaluation_batches
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
+from congener.losses import HardLabelLoss
 from congener.recipe import Recipe, TeacherSpec, dump_recipe
 from congener.runlog import Event, RunLog, environment, read_json, write_text
 from congener.systems import Distillation
 from congener.task import Task
+from congener.types import Term
 
 __all__ = ["Run", "execute"]
-
-GRAM_SAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +180,7 @@ class _Runner:
         (self.out / "analysis").mkdir(exist_ok=True)
         teacher = None if teacher is None else teacher.cpu()  # the fits took it to their device
         arms: dict[str, Any] = {}
-        eyes = _Eyes(self.task, self._tap("student"), self._tap("teacher"))
+        eyes = Analysis(self.task, self._tap("student"), self._tap("teacher"))
         if teacher is not None:
             arms["teacher"] = self._teacher_row(teacher)
             eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
@@ -253,7 +252,7 @@ class _Runner:
         results = [_read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
         terms = self.assembly.terms(described)
         return {
-            "role": "distilled" if terms else "alone",
+            "role": _role(terms),
             "model": _describe(self.recipe.student),
             **self._cost(student),
             metric: [result["metrics"][metric] for result in results],
@@ -284,53 +283,11 @@ class _Runner:
         return None
 
 
-class _Eyes:
-    """Looks at the test set through trained networks, for the pictures of the report."""
-
-    def __init__(self, task: Task, student_tap: str | None, teacher_tap: str | None) -> None:
-        self.task, self.student_tap, self.teacher_tap = task, student_tap, teacher_tap
-        self.teacher_predictions: np.ndarray[Any, Any] | None = None
-
-    def see_teacher(self, teacher: nn.Module, path: Path) -> None:
-        """Record the teacher, whose predictions the students are then compared with."""
-        self.teacher_predictions = self._save([teacher], self.teacher_tap, path)[0]
-
-    def see(self, students: list[nn.Module], path: Path) -> None:
-        """Record one arm: the networks of all seeds, and the Gram matrix of the first."""
-        self._save(students, self.student_tap, path)
-
-    def _save(self, models: list[nn.Module], tap: str | None, path: Path) -> Any:
-        seen = [predict(model, self.task, self.task.splits["test"], tap=tap) for model in models]
-        labels = seen[0].labels
-        predictions = np.stack([one.logits.argmax(-1).numpy() for one in seen]).astype(np.int32)
-        rows = _ordered_by_class(labels, GRAM_SAMPLES)
-        feature = seen[0].logits if seen[0].feature is None else seen[0].feature
-        arrays = {
-            "labels": labels.numpy().astype(np.int32),
-            "predictions": predictions,
-            "gram": _gram(feature[rows]).numpy(),
-            "gram_labels": labels[rows].numpy().astype(np.int32),
-            "gram_tap": np.array(tap or "logits"),
-        }
-        if self.teacher_predictions is not None:
-            arrays["teacher_predictions"] = self.teacher_predictions
-        draft = path.with_name(f".{path.stem}.draft.npz")
-        np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
-        draft.replace(path)
-        return predictions
-
-
-def _gram(feature: Tensor) -> Tensor:
-    """The similarity matrix of SP: the Gram matrix, each row of unit length."""
-    flat = feature.flatten(1).double()
-    return torch.nn.functional.normalize(flat @ flat.T, dim=1).float()
-
-
-def _ordered_by_class(labels: Tensor, most: int) -> Tensor:
-    """Up to ``most`` samples, the same number of each class, ordered by class."""
-    classes = torch.unique(labels[labels >= 0])[:most]
-    each = max(1, most // len(classes))
-    return torch.cat([(labels == label).nonzero().flatten()[:each] for label in classes])
+def _role(terms: list[Term]) -> str:
+    """What an arm is in the comparison; hard pseudo-labels are what soft targets must beat."""
+    if not terms:
+        return "alone"
+    return "control" if all(isinstance(t.loss, HardLabelLoss) for t in terms) else "distilled"
 
 
 def _in_steps(config: FitConfig, unit: int) -> FitConfig:
