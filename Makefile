@@ -10,11 +10,12 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/congener run demo --out runs/demo $(if $(wildcard runs/demo/recipe.yaml),--resume)
 
+# One thread each: two test processes on two cores would else wait for each other's threads.
 test: $(READY) lint types
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-all: $(READY) lint types
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
