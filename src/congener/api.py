@@ -7,8 +7,19 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+import torch
+from torch import Tensor, nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    default_collate,
+    default_convert,
+)
 
 from congener.assembly import Assembly
 from congener.engine import load_weights
@@ -18,6 +29,7 @@ from congener.report import write_report
 from congener.runlog import Event
 from congener.runner import Run, execute
 from congener.task import Task
+from congener.types import Term
 
 __all__ = ["Distilled", "distill", "run", "validate"]
 
@@ -57,10 +69,7 @@ def run(
     Raises:
         CongenerError: whatever does not fit, in one sentence.
     """
-    if isinstance(recipe, str | Path):
-        recipe = load_recipe(recipe, overrides)
-    elif not isinstance(recipe, Recipe):
-        recipe = parse_recipe(recipe)
+    recipe = _described(recipe, overrides)
     folder = Path("runs") / recipe.name if out is None else Path(out)
     finished = execute(
         recipe, folder, resume=resume, trust=trust, observers=observers, command=command
@@ -70,13 +79,15 @@ def run(
     return finished
 
 
-def validate(recipe: Recipe, *, trust: Collection[str] = ()) -> None:
+def validate(
+    recipe: Recipe | Mapping[str, Any] | str | Path, *, trust: Collection[str] = ()
+) -> None:
     """Build everything a recipe names and run two samples through every arm.
 
     Raises:
         CongenerError: the first thing that does not fit.
     """
-    Assembly(recipe, trust).check()
+    Assembly(_described(recipe), trust).check()
 
 
 def distill(
@@ -90,23 +101,27 @@ def distill(
     alone: bool = False,
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
+    resume: bool = False,
     **settings: Any,
 ) -> Distilled:
     """Distil a teacher into a student.
 
     Args:
         student: a network (left as it is; a copy is trained), or its name and arguments.
-        teacher: the trained network, or a mapping of its ``name`` and ``checkpoint`` or ``train``.
+        teacher: the trained network (it is frozen and moved to the CPU), or a mapping of its
+            ``name`` and ``checkpoint`` or ``train``.
         train: what the student learns from: a map-style data set of ``(image, label)`` (label -100
-            where it has none) or a loader of one, the name of a data set of ours, or a task.
+            where it has none), the name of a data set of ours, or a task. Of a loader, the data
+            set and the batch size are taken; the order is the engine's, so that a run can be
+            resumed, and a loader with a sampler or a ``collate_fn`` of its own is refused.
         val: the set to evaluate on; needed with a data set of yours.
         terms: :class:`congener.Term` objects, or mappings as in a recipe.
         task_weight: weight of the supervised loss.
         alone: also train the student without the teacher, for comparison.
-        seeds: one run for each.
+        seeds: one run for each; a network given as an object starts from its own weights in each.
         out: the run folder; default: ``runs/distill``.
-        **settings: fields of :class:`congener.engine.FitConfig`, such as ``epochs=30, lr=1e-3``;
-            the batch size of a loader is taken over.
+        resume: go on with the run in ``out``.
+        **settings: fields of :class:`congener.engine.FitConfig`, such as ``epochs=30, lr=1e-3``.
 
     Returns:
         The trained student of the first seed, and the run.
@@ -116,20 +131,22 @@ def distill(
     """
     if isinstance(train, DataLoader):
         settings.setdefault("batch_size", train.batch_size or 64)
+        settings.setdefault("drop_last", train.drop_last)
+    classes = _classes([teacher, student], train)
     recipe = parse_recipe(
         {
             "name": "distill" if out is None else Path(out).resolve().name,
-            "task": _task(train, val),
+            "task": _task(train, val, classes),
             "teacher": teacher,
             "student": student,
-            "terms": tuple(terms),
+            "terms": (terms,) if isinstance(terms, Term) else tuple(terms),
             "task_weight": task_weight,
             "alone": alone or not terms,
             "train": settings,
             "seeds": tuple(seeds),
         }
     )
-    finished = run(recipe, out=out)
+    finished = run(recipe, out=out, resume=resume)
     arm = next(iter(recipe.contenders), "alone")
     trained = Assembly(recipe).student(recipe.seeds[0])
     load_weights(
@@ -138,7 +155,18 @@ def distill(
     return Distilled(trained, finished)
 
 
-def _task(train: Any, val: Any) -> Any:
+def _described(
+    recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
+) -> Recipe:
+    """A recipe from whatever describes it."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, str | Path):
+        return load_recipe(recipe, overrides)
+    return parse_recipe(recipe)
+
+
+def _task(train: Any, val: Any, classes: int | None) -> Any:
     """The task that a user's data make."""
     if isinstance(train, Task):
         return train
@@ -148,9 +176,42 @@ def _task(train: Any, val: Any) -> Any:
         raise DataError("With a data set of yours, distill() needs `val`, the set to evaluate on.")
     from congener.tasks.image_classification import ImageClassification  # behind its extra
 
-    return ImageClassification.from_datasets(_dataset(train), _dataset(val))
+    return ImageClassification.from_datasets(_dataset(train), _dataset(val), num_classes=classes)
+
+
+def _classes(networks: list[Any], train: Any) -> int | None:
+    """How many classes the first network at hand tells apart on a user's data, if there is one."""
+    if isinstance(train, Task | str | Mapping):
+        return None
+    sample = _dataset(train)[0]
+    image = sample["image"] if isinstance(sample, Mapping) else sample[0]
+    for network in networks:
+        if isinstance(network, nn.Module) and isinstance(image, Tensor):
+            was_training = network.training
+            device = next((p.device for p in network.parameters()), image.device)
+            with torch.no_grad():
+                answer = network.eval()(image[None].float().to(device))
+            network.train(was_training)
+            logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+            return None if logits is None else logits.shape[-1]
+    return None
 
 
 def _dataset(data: Dataset[Any] | DataLoader[Any]) -> Dataset[Any]:
     """The data set of a loader: the engine makes the batches, so that a run can be resumed."""
-    return data.dataset if isinstance(data, DataLoader) else data
+    if not isinstance(data, DataLoader):
+        return data
+    if isinstance(data.sampler, SubsetRandomSampler):
+        return Subset(data.dataset, data.sampler.indices)
+    own = {
+        "a sampler": type(data.sampler) not in (RandomSampler, SequentialSampler),
+        "a batch_sampler": type(data.batch_sampler) not in (BatchSampler, type(None)),
+        "a collate_fn": data.collate_fn not in (default_collate, default_convert),
+    }
+    for what, is_own in own.items():
+        if is_own:
+            raise DataError(
+                f"The loader has {what} of its own, which congener would not use (it makes the "
+                "batches itself); put what it does into the data set and pass that."
+            )
+    return data.dataset

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 
 import congener.losses
 import congener.tasks
-from congener.engine import load_weights
+from congener.engine import FitConfig, load_weights, process_state, steps_per_epoch
 from congener.engine.feed import evaluation_batches
 from congener.errors import CongenerError, RecipeError
 from congener.naming import bind, resolve
-from congener.recipe import Arm, LossSpec, ModelSpec, Recipe, TermSpec
+from congener.recipe import Arm, LossSpec, ModelSpec, Recipe, TeacherSpec, TermSpec
 from congener.systems import Distillation
 from congener.task import Task
 from congener.types import Progress, Term
@@ -61,7 +62,12 @@ class Assembly:
         self._check_classes("student", student, batch)
         if teacher is not None:
             self._check_classes("teacher", teacher, batch)
-        for name in self.recipe.all_arms:
+        if isinstance(self.recipe.teacher, TeacherSpec) and self.recipe.teacher.train is not None:
+            with _at(self.recipe, "teacher", "train"):
+                steps_per_epoch(*self.training(self.recipe.teacher.train, teacher=True))
+        for name, arm in self.recipe.all_arms.items():
+            with _at(self.recipe, "train"):
+                steps_per_epoch(*self.training(self.recipe.train, distilled=bool(arm.terms)))
             system = self.system(name, student, teacher).eval()
             with _at(self.recipe, "arms", name), torch.no_grad():
                 system(batch, Progress(0, 1, 0))
@@ -71,15 +77,17 @@ class Assembly:
         set_seed(seed)
         spec = self.recipe.student
         if not isinstance(spec, ModelSpec):
-            return deepcopy(spec)
+            return deepcopy(spec).cpu()
         with _at(self.recipe, "student"):
             return self._model(spec)
 
     def teacher(self) -> nn.Module | None:
         """The teacher: with its weights, or as it is before it is trained; ``None`` without one."""
         spec = self.recipe.teacher
-        if spec is None or not isinstance(spec, ModelSpec):
-            return spec
+        if spec is None:
+            return None
+        if not isinstance(spec, ModelSpec):
+            return spec.cpu()
         set_seed(getattr(spec, "seed", 0))
         with _at(self.recipe, "teacher"):
             return self._model(spec)
@@ -100,6 +108,23 @@ class Assembly:
                 task=self.task,
                 task_weight=described.task_weight,
             )
+
+    def training(
+        self, config: FitConfig, *, teacher: bool = False, distilled: bool = False
+    ) -> tuple[Dataset[Any], FitConfig, Tensor | None]:
+        """What a fit trains on: the data set, the settings, and its positions that have labels.
+
+        Without a teacher's word, samples without labels teach nothing: such a fit gets the
+        labelled samples only, for as many steps.
+        """
+        own = teacher and "teacher" in self.task.splits
+        train = self.task.splits["teacher" if own else "train"]
+        labelled = None if own else self.task.labelled
+        if labelled is None or distilled:
+            return train, config, labelled
+        processes = process_state(config).num_processes
+        unit = steps_per_epoch(train, config, labelled, processes=processes)
+        return Subset(train, labelled.tolist()), _in_steps(config, unit), None
 
     def terms(self, arm: Arm) -> list[Term]:
         """The terms of an arm, as objects."""
@@ -155,6 +180,20 @@ class Assembly:
                 f"{self.recipe.place(who)}: the {who} gives {logits.shape[-1]} classes but the "
                 f"data has {classes}; build it with num_classes={classes}."
             )
+
+
+def _in_steps(config: FitConfig, unit: int) -> FitConfig:
+    """The same training on labelled samples alone: in steps, of which ``unit`` were an epoch."""
+    if config.epochs is None:
+        return config.model_copy(update={"labelled_per_batch": 0})
+    changes = {
+        "labelled_per_batch": 0,
+        "epochs": None,
+        "steps": config.epochs * unit,
+        "milestones": tuple(milestone * unit for milestone in config.milestones),
+        "evaluate_every": config.evaluate_every * unit,
+    }
+    return config.model_copy(update=changes)
 
 
 def losses_by_name() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The ``congener`` command: verbs over recipes, losses and runs."""
 
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -45,6 +46,12 @@ def main() -> None:
         sys.exit(2)
 
 
+def _say_once(words: str) -> None:
+    """Print to stderr, once: of several processes, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        Console(stderr=True, soft_wrap=True).print(words)
+
+
 @app.command()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
@@ -70,14 +77,13 @@ def run(
                 observers=(progress.observe,), command=shlex.join(fresh),
             )  # fmt: skip
     except KeyboardInterrupt as error:
-        console = Console(stderr=True, soft_wrap=True)
         saved = (
             "the checkpoint is saved" if isinstance(error, Interrupted) else "what was done stays"
         )
         if (folder / "recipe.yaml").exists():
-            console.print(f"Stopped; {saved}. Go on with:\n  {shlex.join(fresh)} --resume")
+            _say_once(f"Stopped; {saved}. Go on with:\n  {shlex.join(fresh)} --resume")
         else:
-            console.print("Stopped before the run began; nothing was written.")
+            _say_once("Stopped before the run began; nothing was written.")
         sys.exit(130)
     if finished.metrics:
         _print_table(folder)

@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_model
+from safetensors.torch import save_file
 from scipy import stats
-from torch import nn
-from torch.utils.data import Subset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from congener.analysis import Analysis
 from congener.assembly import Assembly
@@ -36,7 +36,6 @@ from congener.engine import (
     fit,
     load_weights,
     process_state,
-    steps_per_epoch,
 )
 from congener.engine.feed import evaluation_batches
 from congener.engine.measure import cost
@@ -117,14 +116,15 @@ class _Runner:
         self.state = state
         self.task: Task = assembly.task
         self.teacher_figures: dict[str, float] = {}
+        self.student_cost: dict[str, Any] = {}  # of the one network that all arms train
 
     def teacher(self) -> nn.Module | None:
         """The teacher, trained first where the recipe says so."""
         model, spec = self.assembly.teacher(), self.recipe.teacher
         if model is not None and isinstance(spec, TeacherSpec) and spec.train is not None:
             system = Distillation(model, None, [], task=self.task)
-            split = "teacher" if "teacher" in self.task.splits else "train"
-            self._fit("teacher", self.out / "teacher", system, spec.train, spec.seed, split)
+            training = self.assembly.training(spec.train, teacher=True)
+            self._fit("teacher", self.out / "teacher", system, spec.seed, training)
         elif model is not None:  # it came with its weights: all processes measure it together
             self.teacher_figures = _measure(model, self.task, self.recipe.train)
         return None if model is None else model.cpu()
@@ -133,9 +133,8 @@ class _Runner:
         """Train one arm with one seed, unless that is done already."""
         student = self.assembly.student(seed)
         system = self.assembly.system(arm, student, teacher)
-        self._fit(
-            f"{arm}/{seed}", self._folder(arm, seed), system, self.recipe.train, seed, "train"
-        )
+        training = self.assembly.training(self.recipe.train, distilled=bool(system.terms))
+        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training)
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
@@ -145,9 +144,8 @@ class _Runner:
         name: str,
         folder: Path,
         system: Distillation,
-        config: FitConfig,
         seed: int,
-        split: str,
+        training: tuple[Dataset[Any], FitConfig, Tensor | None],
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
         if (folder / "result.json").exists() and (folder / "weights.safetensors").exists():
@@ -159,11 +157,7 @@ class _Runner:
             if not (folder / "checkpoint.pt").exists():
                 self.log.forget(fit=name)
         self.state.wait_for_everyone()
-        train, labelled = self.task.splits[split], self.task.labelled if split == "train" else None
-        if labelled is not None and not system.terms:
-            # Without a teacher, samples without labels teach nothing: as many steps, all labelled.
-            config = _in_steps(config, steps_per_epoch(train, config, labelled))
-            train, labelled = Subset(train, labelled.tolist()), None
+        train, config, labelled = training
         result = fit(
             system, self.task, config,
             train=train, test=self.task.splits["test"], labelled=labelled,
@@ -251,10 +245,11 @@ class _Runner:
         described, metric = self.recipe.all_arms[arm], self.task.metric
         results = [_read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
         terms = self.assembly.terms(described)
+        self.student_cost = self.student_cost or self._cost(student)
         return {
             "role": _role(terms),
             "model": _describe(self.recipe.student),
-            **self._cost(student),
+            **self.student_cost,
             metric: [result["metrics"][metric] for result in results],
             "best": [result["best"][metric] for result in results],
             "task_weight": described.task_weight,
@@ -288,20 +283,6 @@ def _role(terms: list[Term]) -> str:
     if not terms:
         return "alone"
     return "control" if all(isinstance(t.loss, HardLabelLoss) for t in terms) else "distilled"
-
-
-def _in_steps(config: FitConfig, unit: int) -> FitConfig:
-    """The same training on labelled samples alone: in steps, of which ``unit`` were an epoch."""
-    if config.epochs is None:
-        return config.model_copy(update={"labelled_per_batch": 0})
-    changes = {
-        "labelled_per_batch": 0,
-        "epochs": None,
-        "steps": config.epochs * unit,
-        "milestones": tuple(milestone * unit for milestone in config.milestones),
-        "evaluate_every": config.evaluate_every * unit,
-    }
-    return config.model_copy(update=changes)
 
 
 def _measure(model: nn.Module, task: Task, config: FitConfig) -> dict[str, float]:
@@ -350,7 +331,10 @@ def _describe(spec: Any) -> str:
 
 def _save_weights(model: nn.Module, path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
-    save_model(model, str(draft))
+    # A copy of each, so that tied weights are all there, as in the network's own state.
+    save_file(
+        {name: value.clone().contiguous() for name, value in model.state_dict().items()}, draft
+    )
     draft.replace(path)
 
 
@@ -385,7 +369,8 @@ def _claim(out: Path, recipe: str, *, resume: bool) -> None:
     holds_run = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
     if holds_run and not resume:
         raise RunError(
-            f"{out} already holds a run; add --resume to go on with it, or name another."
+            f"{out} already holds a run; add --resume to go on with it, or name another "
+            "(in Python: resume=True, or out=...)."
         )
     if resume and not holds_run:
         raise RunError(f"There is no run in {out} to resume; leave --resume out to start one.")

@@ -79,3 +79,10 @@ class Term:
     student: str | tuple[str, ...] | None = None
     teacher: str | tuple[str, ...] | None = None
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loss, nn.Module):
+            raise TypeError(
+                f"A term needs a loss module such as KDLoss(), not {self.loss!r}; a function has "
+                "a module of the same name."
+            )

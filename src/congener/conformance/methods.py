@@ -111,7 +111,8 @@ def _layers(inputs: Inputs, student: str, teacher: str) -> list[tuple[Tensor, Te
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The task loss, in at least float32."""
-    return F.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), labels)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(wide, labels.long())
 
 
 METHODS: dict[tuple[str, str], Callable[[Inputs, Settings], Results]] = {

@@ -52,9 +52,15 @@ def steps_per_epoch(
             "label; leave it out."
         )
     others = size(train) - (len(labelled) if marked and labelled is not None else 0)
-    return steps_in_epoch(
+    steps = steps_in_epoch(
         others, config.batch_size - marked, drop_last=config.drop_last, processes=processes
     )
+    if steps == 0:
+        raise DataError(
+            f"An epoch of {others} samples has no batch of {config.batch_size - marked}; "
+            "lower batch_size or set drop_last to false."
+        )
+    return steps
 
 
 def epoch_batches(

@@ -20,10 +20,10 @@ from congener.engine.checkpoint import (
 )
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
-from congener.engine.feed import epoch_batches, size, steps_per_epoch, to_device
+from congener.engine.feed import epoch_batches, steps_per_epoch, to_device
 from congener.engine.machine import any_process, build_accelerator, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
-from congener.errors import CheckpointError, DataError, Interrupted, NonFiniteLossError
+from congener.errors import CheckpointError, Interrupted, NonFiniteLossError
 from congener.runlog import RunLog
 from congener.system import System
 from congener.task import Task
@@ -55,7 +55,7 @@ def fit(
     log: RunLog | None = None,
     checkpoint: Path | None = None,
 ) -> FitResult:
-    """Train a system; with an existing ``checkpoint``, go on from it, bit for bit.
+    """Train a system; with an existing ``checkpoint``, go on from it, bit for bit on a CPU.
 
     Args:
         system: what is trained; its student is what is evaluated.
@@ -79,11 +79,6 @@ def fit(
     accelerator = build_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(train, config, labelled, processes=world)
-    if per_epoch == 0:
-        raise DataError(
-            f"An epoch of {size(train)} samples has no batch of {config.batch_size}; "
-            "lower batch_size or set drop_last to false."
-        )
     steps = config.steps or per_epoch * (config.epochs or 0)
     set_seed(seed, device_specific=True)
     optimizer = build_optimizer(system.parameters(), config)
@@ -188,8 +183,9 @@ def fit(
 
 def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
     """The losses of a step as numbers; a culprit is named before the weights take the step."""
-    stacked = torch.stack([value.detach().double() for value in losses.values()])
-    values = dict(zip(losses, stacked.tolist(), strict=True))
+    dtype = losses["total"].dtype
+    stacked = torch.stack([value.detach().to(dtype) for value in losses.values()]).cpu()
+    values = dict(zip(losses, stacked.double().tolist(), strict=True))
     bad = [term for term, value in values.items() if not math.isfinite(value)]
     if bad:
         culprits = [term for term in bad if term != "total"] or bad

@@ -9,8 +9,10 @@ from types import FrameType
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 
 from congener.engine.config import FitConfig
+from congener.errors import RecipeError
 
 __all__ = ["any_process", "build_accelerator", "interrupts", "process_state"]
 
@@ -35,8 +37,14 @@ def build_accelerator(config: FitConfig) -> Accelerator:
     """Accelerate's view of the machine, for one fit (its shared state is made anew)."""
     AcceleratorState._reset_state()
     state = process_state(config)
+    if config.precision == "fp16" and state.device.type == "cpu":
+        raise RecipeError("precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
+    # An unused parameter (a spare head) is no error in one process, so it is none in several.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     precision = "no" if config.precision == "fp32" else config.precision
-    return Accelerator(mixed_precision=precision, cpu=state.device.type == "cpu")
+    return Accelerator(
+        mixed_precision=precision, cpu=state.device.type == "cpu", kwargs_handlers=[unused]
+    )
 
 
 @contextmanager

@@ -37,7 +37,7 @@ from congener.ops.similarity import cosine_shares
 
 __all__ = ["cswt_temperatures"]
 
-_SAME = 1e-6  # a narrower range of cosines is round-off
+_SAME = 8  # a range of cosines narrower than this many units of round-off is none
 
 
 @torch.no_grad()
@@ -78,8 +78,8 @@ def cswt_temperatures(
         student, teacher = soften(student_logits, mask=mask), soften(teacher_logits, mask=mask)
         cosines = cosine_shares(student, teacher, dim=1).sum(dim=1)
         lowest, highest = _extremes(cosines, mask, scope)
-        spread = highest - lowest
-        disagreement = torch.where(spread > _SAME, (highest - cosines) / spread, 0).clamp(0, 1)
+        spread, same = highest - lowest, _SAME * torch.finfo(cosines.dtype).eps
+        disagreement = torch.where(spread > same, (highest - cosines) / spread, 0).clamp(0, 1)
         return low_temperature + (high_temperature - low_temperature) * disagreement
 
 

@@ -135,6 +135,9 @@ class ImageClassification(Task):
             if len(batch) != 2:
                 raise DataError(f"A sample has {len(batch)} parts; expected (image, label).")
             batch = {"image": batch[0], "labels": batch[1]}
+        for key, kind in (("image", torch.float64), ("labels", torch.int32)):
+            if torch.is_tensor(batch.get(key)) and batch[key].dtype == kind:
+                batch[key] = batch[key].to(torch.float32 if key == "image" else torch.int64)
         if missing := {"image", "labels"} - batch.keys():
             raise DataError(
                 f"A sample has no {sorted(missing)[0]!r}, only {sorted(batch)}; "

@@ -67,7 +67,9 @@ def inspect_datasets(
         if not len(dataset):
             raise DataError(f"The {what} set is empty; at least one sample is needed.")
     labels = {"training": known_labels(train), "test": known_labels(test)}
-    names = class_names or (_classes(train) if num_classes is None else None)
+    names = class_names or _classes(train)
+    if class_names is None and names is not None and num_classes not in (None, len(names)):
+        names = None  # the caller knows better than the data set
     count = num_classes if num_classes is not None else len(names) if names else None
     if count is None and labels["training"] is not None:
         count = int(labels["training"].max()) + 1
