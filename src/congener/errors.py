@@ -63,8 +63,11 @@ def did_you_mean(name: str, options: Iterable[str], *, limit: int = 12) -> str:
     "did you mean 'sp'?"
     """
     known = sorted(set(options))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = [option for option in known if option.lower() == name.lower()]
+    near = near or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if near:
         return "did you mean " + " or ".join(repr(option) for option in near) + "?"
     shown = ", ".join(repr(option) for option in known[:limit])
-    return f"known: {shown}{', ...' if len(known) > limit else ''}." if known else "none is known."
+    if not known:
+        return "none is known."
+    return f"known: {shown}{f' and {len(known) - limit} more' if len(known) > limit else ''}."

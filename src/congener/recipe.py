@@ -140,7 +140,7 @@ class TeacherSpec(ModelSpec):
     @model_validator(mode="after")
     def _has_weights(self) -> "TeacherSpec":
         if (self.checkpoint is None) == (self.train is None):
-            raise ValueError("the teacher needs either `checkpoint` or `train`")
+            raise ValueError("the teacher needs either `checkpoint` or `train`, one of them")
         return self
 
 

@@ -58,6 +58,13 @@ def test_a_control_that_does_as_well_is_named(said, make) -> None:
     assert said(content).endswith("But the control kd does as well (71.3 %).")
 
 
+def test_a_teacher_that_is_no_better_than_the_student_is_told(said, make) -> None:
+    content = make.metrics({"alone": 0.61, "sp": 0.602})
+    assert "no better than" not in said(content)
+    content["arms"]["teacher"]["accuracy"] = [0.1] * 3
+    assert said(content).endswith("the teacher has 10.0 %, no better than the student alone.")
+
+
 def test_lower_is_better(said, make) -> None:
     content = make.metrics({"alone": 0.39, "kd": 0.36, "sp": 0.30})
     content |= {"metric": "error", "higher_is_better": False}

@@ -71,7 +71,7 @@ class FitConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "FitConfig":
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either `epochs` or `steps`")
+            raise ValueError("give either `epochs` or `steps`, one of them")
         if (self.schedule == "multistep") != bool(self.milestones):
             raise ValueError("`milestones` and `schedule: multistep` go together")
         if self.labelled_per_batch >= self.batch_size:

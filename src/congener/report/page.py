@@ -146,8 +146,8 @@ def _costs(run: Run) -> list[dict[str, Any]]:
 
 def _learning(run: Run, look: Looks) -> Pair | None:
     curves, unit, metric = metric_curves(run), words.unit_of(run), run.metrics.metric
-    if not curves:
-        return None
+    if max((len(curve.steps) for curve in curves.values()), default=0) < 2:
+        return None  # evaluated at the end only
     told = ", ".join(f"{name} {unit.text(float(c.mean[-1]))}" for name, c in curves.items())
     label = f"Line chart of {metric} over optimiser steps; at the end: {told}."
 

@@ -164,6 +164,9 @@ def headline(run: Run) -> str:
     unit, metric = unit_of(run), run.metrics.metric
     teacher = run.first("teacher")
     tail = f"; the teacher has {unit.text(run.arms[teacher].mean)}" if teacher else ""
+    lone, sign = run.first("alone"), 1 if run.metrics.higher_is_better else -1
+    if teacher and lone and sign * (run.arms[teacher].mean - run.arms[lone].mean) <= 0:
+        tail += ", no better than the student alone"
     best = run.best
     if best is None:
         return f"This run has no distilled student with a finite {metric}{tail}."
@@ -175,7 +178,6 @@ def headline(run: Run) -> str:
             f"{name} brings the {arm.model} student to {unit.text(arm.mean)} {metric}{tail}; "
             "no student was trained alone to compare it with."
         )
-    sign = 1 if run.metrics.higher_is_better else -1
     change = _change(unit, comparison)
     if sign * comparison.mean_difference <= 0:
         which = "Distillation" if _distilled(run) > 1 else name
