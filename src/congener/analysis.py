@@ -19,8 +19,15 @@ GRAM_SAMPLES = 200
 class Analysis:
     """Looks at the test set through trained networks, for the pictures of the report."""
 
-    def __init__(self, task: Task, student_tap: str | None, teacher_tap: str | None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        student_tap: str | None,
+        teacher_tap: str | None,
+        device: torch.device,
+    ) -> None:
         self.task, self.student_tap, self.teacher_tap = task, student_tap, teacher_tap
+        self.device = device
         self.teacher_predictions: np.ndarray[Any, Any] | None = None
 
     def see_teacher(self, teacher: nn.Module, path: Path) -> None:
@@ -33,12 +40,14 @@ class Analysis:
 
     def _save(self, models: list[nn.Module], tap: str | None, path: Path) -> Any:
         test = self.task.splits["test"]
-        seen = [predict(model, self.task, test) for model in models]
+        seen = [predict(model.to(self.device), self.task, test) for model in models]
         labels = seen[0].labels
         predictions = np.stack([one.logits.argmax(-1).numpy() for one in seen]).astype(np.int32)
         rows = _ordered_by_class(labels, GRAM_SAMPLES)
         # Maps of the whole test set may not fit in memory; those of the pictured samples do.
         feature = predict(models[0], self.task, Subset(test, rows.tolist()), tap=tap).feature
+        for model in models:
+            model.cpu()
         arrays = {
             "labels": labels.numpy().astype(np.int32),
             "predictions": predictions,

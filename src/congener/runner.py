@@ -174,7 +174,7 @@ class _Runner:
         (self.out / "analysis").mkdir(exist_ok=True)
         teacher = None if teacher is None else teacher.cpu()  # the fits took it to their device
         arms: dict[str, Any] = {}
-        eyes = Analysis(self.task, self._tap("student"), self._tap("teacher"))
+        eyes = Analysis(self.task, self._tap("student"), self._tap("teacher"), self.state.device)
         if teacher is not None:
             arms["teacher"] = self._teacher_row(teacher)
             eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
