@@ -23,7 +23,7 @@ from congener.naming import bind, resolve
 from congener.recipe import Arm, LossSpec, ModelSpec, Recipe, TeacherSpec, TermSpec
 from congener.systems import Distillation
 from congener.task import Task
-from congener.types import Progress, Term
+from congener.types import Batch, Progress, Term
 
 __all__ = ["Assembly", "losses_by_name", "tasks_by_name"]
 
@@ -53,24 +53,25 @@ class Assembly:
         """
         student = self.student(self.recipe.seeds[0])
         teacher = self.teacher()
-        raw = next(
-            evaluation_batches(
-                self.task, self.task.splits["test"], batch_size=2, share=(0, 1), workers=0
-            )
-        )
-        batch = self.task.prepare(raw, train=False, seed=0, epoch=0)
+        batch = self.sample(2)
         self._check_classes("student", student, batch)
         if teacher is not None:
             self._check_classes("teacher", teacher, batch)
         if isinstance(self.recipe.teacher, TeacherSpec) and self.recipe.teacher.train is not None:
             with _at(self.recipe, "teacher", "train"):
-                steps_per_epoch(*self.training(self.recipe.teacher.train, teacher=True))
+                self._check_training(self.recipe.teacher.train, teacher=True)
         for name, arm in self.recipe.all_arms.items():
             with _at(self.recipe, "train"):
-                steps_per_epoch(*self.training(self.recipe.train, distilled=bool(arm.terms)))
+                self._check_training(self.recipe.train, distilled=bool(arm.terms))
             system = self.system(name, student, teacher).eval()
             with _at(self.recipe, "arms", name), torch.no_grad():
                 system(batch, Progress(0, 1, 0))
+
+    def sample(self, count: int) -> Batch:
+        """The first samples of the test set, prepared."""
+        test = self.task.splits["test"]
+        raw = next(evaluation_batches(self.task, test, batch_size=count, share=(0, 1), workers=0))
+        return self.task.prepare(raw, train=False, seed=0, epoch=0)
 
     def student(self, seed: int) -> nn.Module:
         """The student as it is before training with a seed."""
@@ -169,7 +170,12 @@ class Assembly:
             raise RecipeError(f"The loss {spec.name!r}: {error}") from error
         return loss
 
-    def _check_classes(self, who: str, model: nn.Module, batch: dict[str, Any]) -> None:
+    def _check_training(self, config: FitConfig, **whose: bool) -> None:
+        """Every fit must have a machine for its precision and a batch in each epoch."""
+        processes = process_state(config).num_processes
+        steps_per_epoch(*self.training(config, **whose), processes=processes)
+
+    def _check_classes(self, who: str, model: nn.Module, batch: Batch) -> None:
         classes = len(self.task.class_names)
         was_training = model.training
         with torch.no_grad():

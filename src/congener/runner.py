@@ -37,7 +37,6 @@ from congener.engine import (
     load_weights,
     process_state,
 )
-from congener.engine.feed import evaluation_batches
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
 from congener.losses import HardLabelLoss
@@ -183,6 +182,7 @@ class _Runner:
             arms[arm] = self._arm_row(arm, students[0])
             eyes.see(students, self.out / "analysis" / f"{arm}.npz")
         metric = self.task.metric
+        first = self._folder(next(iter(self.recipe.all_arms)), self.recipe.seeds[0])
         metrics = {
             "name": self.recipe.name,
             "title": self.recipe.title or self.recipe.name,
@@ -192,15 +192,14 @@ class _Runner:
             "data": _describe(getattr(self.recipe.task, "arguments", {}).get("data", "")),
             "class_names": list(self.task.class_names),
             "seeds": list(self.recipe.seeds),
-            "steps": read_json(self._folder(next(iter(self.recipe.all_arms)), self.recipe.seeds[0])
-                               / "result.json")["steps"],
+            "steps": _read_result(first)["steps"],
             "batch_size": self.recipe.train.batch_size,
             "command": command,
             "evaluated_on": "test",
             "arms": arms,
             "comparisons": _comparisons(arms, metric, higher=self.task.higher_is_better),
             "published": self.recipe.published and self.recipe.published.model_dump(),
-        }  # fmt: skip
+        }
         metrics["seconds"] = sum(sum(row["seconds"]) for row in arms.values())
         summary = {arm: {metric: row[metric], "best": row["best"]} for arm, row in arms.items()}
         write_text(self.out / "metrics.json", json.dumps(metrics, indent=1))
@@ -213,18 +212,12 @@ class _Runner:
         return student
 
     def _cost(self, model: nn.Module) -> dict[str, Any]:
-        raw = next(
-            evaluation_batches(
-                self.task, self.task.splits["test"], batch_size=1, share=(0, 1), workers=0
-            )
-        )
-        return cost(model, self.task, self.task.prepare(raw, train=False, seed=0, epoch=0))
+        return cost(model, self.task, self.assembly.sample(1))
 
     def _teacher_row(self, teacher: nn.Module) -> dict[str, Any]:
         """The teacher's row: one teacher, so the same figure for every student that it taught."""
-        path = self.out / "teacher" / "result.json"
-        if path.exists():
-            result = read_json(path)
+        if (self.out / "teacher" / "result.json").exists():
+            result = _read_result(self.out / "teacher")
         else:
             figures = self.teacher_figures
             result = {"metrics": figures, "best": figures, "seconds": 0.0}

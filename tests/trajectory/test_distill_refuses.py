@@ -114,6 +114,7 @@ def test_settings_that_fit_no_batch_are_found_before_anything_is_written(tmp_pat
 def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"precision fp16 needs a GPU; on the CPU use bf16 or"):
         distill(points(), points(), tmp_path / "run", precision="fp16")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_function_is_no_term() -> None:

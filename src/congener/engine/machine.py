@@ -24,12 +24,17 @@ def process_state(config: FitConfig) -> PartialState:
 
     Without a device to speed it up, ``auto`` is the CPU said aloud: Accelerate joins processes
     through gloo only then, and would otherwise let each train the whole run alone.
+
+    Raises:
+        RecipeError: a precision that this device does not have.
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu)
     if (state.device.type == "cpu") != cpu and state.num_processes == 1:
         PartialState._reset_state()  # an earlier fit of this process asked for the other device
         state = PartialState(cpu=cpu)
+    if config.precision == "fp16" and state.device.type == "cpu":
+        raise RecipeError("precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
     return state
 
 
@@ -37,8 +42,6 @@ def build_accelerator(config: FitConfig) -> Accelerator:
     """Accelerate's view of the machine, for one fit (its shared state is made anew)."""
     AcceleratorState._reset_state()
     state = process_state(config)
-    if config.precision == "fp16" and state.device.type == "cpu":
-        raise RecipeError("precision fp16 needs a GPU; on the CPU use bf16 or fp32.")
     # An unused parameter (a spare head) is no error in one process, so it is none in several.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     precision = "no" if config.precision == "fp32" else config.precision
