@@ -204,8 +204,12 @@ def _in_steps(config: FitConfig, unit: int) -> FitConfig:
 
 def losses_by_name() -> dict[str, Any]:
     """Every public loss under its short name and its class name."""
-    found: dict[str, Any] = {n: getattr(congener.losses, n) for n in congener.losses.__all__}
-    classes: dict[str, Any] = {name: loss for name, loss in found.items() if isinstance(loss, type)}
+    found = {name: getattr(congener.losses, name) for name in congener.losses.__all__}
+    classes: dict[str, Any] = {
+        name: loss
+        for name, loss in found.items()
+        if isinstance(loss, type) and loss is not congener.losses.Loss
+    }
     return {loss.name: loss for loss in classes.values()} | classes
 
 

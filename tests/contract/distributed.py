@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tests.contract.cases import LOSSES
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from congener import losses
+from congener.conformance.table import LOSSES
 from congener.ops.collectives import all_sum, batch_size, gather_rows, global_mean
 
 REDUCTIONS = ("mean", "sum", "none")

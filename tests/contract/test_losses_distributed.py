@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.multiprocessing
 from tests.contract import distributed
-from tests.contract.cases import LOSSES
 from torch import Tensor
 
 from congener import losses
+from congener.conformance.table import LOSSES
 
 Results = list[dict[str, Any]]
 

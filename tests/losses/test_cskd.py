@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.contract.cases import logits
 from tests.losses import golden, oracles
 from torch import Tensor
 
+from congener.conformance.table.case import logits
 from congener.errors import ShapeError
 from congener.losses import (
     CSKDLoss,

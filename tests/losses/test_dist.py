@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.contract.cases import dense_logits, logits
 from tests.losses import golden, oracles
 
+from congener.conformance.table.case import dense_logits, logits
 from congener.errors import ShapeError
 from congener.losses import DISTLoss, dist_inter_loss, dist_intra_loss, dist_loss
 

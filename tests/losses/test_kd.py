@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tests.contract.cases import logits
 from tests.losses import golden, oracles
 
+from congener.conformance.table.case import logits
 from congener.losses import hard_label_loss, kd_loss, soft_cross_entropy_loss
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.contract.cases import features, logits
 from tests.losses import golden, oracles
 from torch import Tensor
 
+from congener.conformance.table.case import features, logits
 from congener.losses import SPLoss, cskd_batch_loss, sp_loss
 
 

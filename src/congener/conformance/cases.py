@@ -68,12 +68,14 @@ def run_case(
 
     Args:
         case: its ``method``, ``variant``, and ``hyperparameters`` for those that ``arrays`` lack.
-        arrays: inputs by name and ``hp__*`` hyper-parameters; the reference's results, if there,
-            only tell which gradients are wanted.
+        arrays: inputs by name, ``w__*`` weights under the published module's own names and
+            ``hp__*`` hyper-parameters; the reference's results, if there, only tell which
+            gradients are wanted.
         dtype: the type of the floating-point inputs.
 
     Returns:
-        ``loss``, ``grad__<input>`` of the student's inputs and ``out__*``, in float64.
+        ``loss``, ``grad__<input>`` of the student's inputs and of the weights, and ``out__*``, in
+        float64.
 
     Raises:
         NotImplementedError: the method or its variant is not there yet.
@@ -135,7 +137,8 @@ def check_case(case: Mapping[str, Any], arrays: Arrays, dtype: str = "float64") 
 def _inputs(arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
     """Leave out hyper-parameters and the reference's results."""
     results = ("loss", "robust_loss", "loss_native_half_reference")
-    return {name: x for name, x in arrays.items() if "__" not in name and name not in results}
+    kept = {name: x for name, x in arrays.items() if name not in results}
+    return {name: x for name, x in kept.items() if "__" not in name or name.startswith("w__")}
 
 
 def _rounded(array: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
@@ -149,7 +152,11 @@ def _tensor(array: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
 
 
 def _wanted_gradients(inputs: Mapping[str, Tensor], arrays: Arrays) -> list[str]:
-    """The student's floating-point inputs; of them those the reference differentiated, if any."""
-    ours = [name for name, x in inputs.items() if "student" in name and x.is_floating_point()]
+    """Those the reference differentiated; without a reference, the student's and the weights'."""
+    ours = [name for name, x in inputs.items() if x.is_floating_point()]
     theirs = [name for name in ours if f"grad__{name}" in arrays]
-    return theirs or ours
+    return theirs or [
+        name
+        for name in ours
+        if "student" in name or (name.startswith("w__") and ".running_" not in name)
+    ]

@@ -1,5 +1,6 @@
 """The losses: pure functions and modules, one file for each paper. ``__all__`` is the registry."""
 
+from congener.losses.base import Loss
 from congener.losses.cskd import CSKDLoss, cskd_loss
 from congener.losses.cskd_parts import cskd_batch_loss, cskd_class_loss, cswt_loss
 from congener.losses.cswt import cswt_temperatures
@@ -15,6 +16,7 @@ __all__ = [
     "DISTLoss",
     "HardLabelLoss",
     "KDLoss",
+    "Loss",
     "SPLoss",
     "SoftCrossEntropyLoss",
     "cskd_batch_loss",

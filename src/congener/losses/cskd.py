@@ -28,8 +28,9 @@ from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.losses.cswt import cswt_temperatures
 from congener.ops.checks import check_logits, check_temperature, check_temperature_range
 from congener.ops.collectives import Scope
@@ -86,23 +87,21 @@ def cskd_loss(
 
 
 @final
-class CSKDLoss(nn.Module):
+class CSKDLoss(Loss):
     """L_CS + L_CSWT: :func:`cskd_loss` at one temperature, and at those of CSWT."""
 
-    name: ClassVar[str] = "cskd"
-    paper: ClassVar[Paper] = Paper(
+    name = "cskd"
+    paper = Paper(
         title="Cosine Similarity Knowledge Distillation for Individual Class Information Transfer",
         authors="Gyeongdo Ham, Seonghak Kim, Suin Lee, Jae-Hyeok Lee, Daeshik Kim",
         venue="arXiv",
         year=2023,
         url="https://arxiv.org/abs/2311.14307",
     )
-    equation: ClassVar[str] = "L = L_CS(T) + L_CS(T₁…T_B), L_CS = α·T̄²·(1 − meanⱼ cos(pˢⱼ, pᵗⱼ))"
-    family: ClassVar[str] = "relation"
-    zero_at_match: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = True
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = L_CS(T) + L_CS(T₁…T_B), L_CS = α·T̄²·(1 − meanⱼ cos(pˢⱼ, pᵗⱼ))"
+    family = "relation"
+    batch_coupled = True
+    sources: ClassVar = {
         **dict.fromkeys(("temperature", "alpha", "cswt", "reduction"), "authors' code, recovered"),
         **dict.fromkeys(("low_temperature", "high_temperature"), "authors' code, recovered"),
         "scope": "ours: the batch is the global batch",
@@ -144,7 +143,3 @@ class CSKDLoss(nn.Module):
             )
             total = total + loss(temperature=temperatures, scope=self.scope)
         return total
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)

@@ -28,8 +28,9 @@ from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import soften
@@ -97,23 +98,21 @@ def dist_loss(
 
 
 @final
-class DISTLoss(nn.Module):
+class DISTLoss(Loss):
     """Relations of classes and of samples; see :func:`dist_loss`."""
 
-    name: ClassVar[str] = "dist"
-    paper: ClassVar[Paper] = Paper(
+    name = "dist"
+    paper = Paper(
         title="Knowledge Distillation from A Stronger Teacher",
         authors="Tao Huang, Shan You, Fei Wang, Chen Qian, Chang Xu",
         venue="NeurIPS",
         year=2022,
         url="https://arxiv.org/abs/2205.10536",
     )
-    equation: ClassVar[str] = "L = τ²·( β·(1 − meanᵢ ρ(yˢᵢ, yᵗᵢ)) + γ·(1 − meanⱼ ρ(yˢ.ⱼ, yᵗ.ⱼ)) )"
-    family: ClassVar[str] = "relation"
-    zero_at_match: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = True
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = τ²·( β·(1 − meanᵢ ρ(yˢᵢ, yᵗᵢ)) + γ·(1 − meanⱼ ρ(yˢ.ⱼ, yᵗ.ⱼ)) )"
+    family = "relation"
+    batch_coupled = True
+    sources: ClassVar = {
         **dict.fromkeys(("beta", "gamma", "temperature", "variant", "reduction"), "authors' code"),
         "scope": "ours: the batch is the global batch",
     }
@@ -142,9 +141,4 @@ class DISTLoss(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`dist_loss` with the stored hyper-parameters."""
-        options = {name: getattr(self, name) for name in self.sources}
-        return dist_loss(student_logits, teacher_logits, mask=mask, **options)
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
+        return dist_loss(student_logits, teacher_logits, mask=mask, **self.options)

@@ -27,8 +27,9 @@ from typing import ClassVar, final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.ops.checks import check_logits
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
@@ -76,11 +77,11 @@ def hard_label_loss(
 
 
 @final
-class HardLabelLoss(nn.Module):
+class HardLabelLoss(Loss):
     """The teacher's decisions as labels; see :func:`hard_label_loss`."""
 
-    name: ClassVar[str] = "hard_label"
-    paper: ClassVar[Paper] = Paper(
+    name = "hard_label"
+    paper = Paper(
         title="Training data-efficient image transformers & distillation through attention",
         authors="Hugo Touvron, Matthieu Cord, Matthijs Douze, Francisco Massa, "
         "Alexandre Sablayrolles, Hervé Jégou",
@@ -88,12 +89,10 @@ class HardLabelLoss(nn.Module):
         year=2021,
         url="https://arxiv.org/abs/2012.12877",
     )
-    equation: ClassVar[str] = "L = −meanᵢ log softmax(zˢᵢ) at yᵢ,  yᵢ = argmaxⱼ zᵗᵢⱼ"
-    family: ClassVar[str] = "response"
-    zero_at_match: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = False
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = −meanᵢ log softmax(zˢᵢ) at yᵢ,  yᵢ = argmaxⱼ zᵗᵢⱼ"
+    family = "response"
+    zero_at_match = False
+    sources: ClassVar = {
         "reduction": "cross-entropy as usual: mean over samples",
         "scope": "ours: the batch is the global batch",
     }
@@ -115,14 +114,4 @@ class HardLabelLoss(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`hard_label_loss` with the stored hyper-parameters."""
-        return hard_label_loss(
-            student_logits,
-            teacher_logits,
-            mask=mask,
-            reduction=self.reduction,
-            scope=self.scope,
-        )
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
+        return hard_label_loss(student_logits, teacher_logits, mask=mask, **self.options)

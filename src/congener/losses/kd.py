@@ -28,8 +28,9 @@ from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.ops.checks import check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
@@ -81,23 +82,20 @@ def kd_loss(
 
 
 @final
-class KDLoss(nn.Module):
+class KDLoss(Loss):
     """Softened class probabilities, sample by sample; see :func:`kd_loss`."""
 
-    name: ClassVar[str] = "kd"
-    paper: ClassVar[Paper] = Paper(
+    name = "kd"
+    paper = Paper(
         title="Distilling the Knowledge in a Neural Network",
         authors="Geoffrey Hinton, Oriol Vinyals, Jeff Dean",
         venue="NIPS Deep Learning Workshop 2014, arXiv",
         year=2015,
         url="https://arxiv.org/abs/1503.02531",
     )
-    equation: ClassVar[str] = "L = τ² · meanᵢ KL( softmax(zᵗᵢ/τ) ‖ softmax(zˢᵢ/τ) )"
-    family: ClassVar[str] = "response"
-    zero_at_match: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = False
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = τ² · meanᵢ KL( softmax(zᵗᵢ/τ) ‖ softmax(zˢᵢ/τ) )"
+    family = "response"
+    sources: ClassVar = {
         "temperature": "RepDistiller's and mdistiller's CIFAR-100 setting, 4",
         "reduction": "RepDistiller, mdistiller: sum over classes, mean over samples",
         "scope": "ours: the batch is the global batch",
@@ -123,15 +121,4 @@ class KDLoss(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`kd_loss` with the stored hyper-parameters."""
-        return kd_loss(
-            student_logits,
-            teacher_logits,
-            temperature=self.temperature,
-            mask=mask,
-            reduction=self.reduction,
-            scope=self.scope,
-        )
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
+        return kd_loss(student_logits, teacher_logits, mask=mask, **self.options)

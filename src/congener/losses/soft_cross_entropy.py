@@ -28,8 +28,9 @@ from typing import ClassVar, final
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.ops.checks import check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import cross_entropy_rows
@@ -81,11 +82,11 @@ def soft_cross_entropy_loss(
 
 
 @final
-class SoftCrossEntropyLoss(nn.Module):
+class SoftCrossEntropyLoss(Loss):
     """The student scored by the softened teacher; see :func:`soft_cross_entropy_loss`."""
 
-    name: ClassVar[str] = "soft_cross_entropy"
-    paper: ClassVar[Paper] = Paper(
+    name = "soft_cross_entropy"
+    paper = Paper(
         title="TextBrewer: An Open-Source Knowledge Distillation Toolkit for Natural Language "
         "Processing",
         authors="Ziqing Yang, Yiming Cui, Zhipeng Chen, Wanxiang Che, Ting Liu, Shijin Wang, "
@@ -94,12 +95,10 @@ class SoftCrossEntropyLoss(nn.Module):
         year=2020,
         url="https://arxiv.org/abs/2002.12620",
     )
-    equation: ClassVar[str] = "L = −meanᵢ Σⱼ softmax(zᵗᵢ/τ)ⱼ · log softmax(zˢᵢ/τ)ⱼ"
-    family: ClassVar[str] = "response"
-    zero_at_match: ClassVar[bool] = False
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = False
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = −meanᵢ Σⱼ softmax(zᵗᵢ/τ)ⱼ · log softmax(zˢᵢ/τ)ⱼ"
+    family = "response"
+    zero_at_match = False
+    sources: ClassVar = {
         "temperature": "TextBrewer's DistillationConfig, 4",
         "reduction": "TextBrewer: sum over classes, mean over samples",
         "scope": "ours: the batch is the global batch",
@@ -125,15 +124,4 @@ class SoftCrossEntropyLoss(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`soft_cross_entropy_loss` with the stored hyper-parameters."""
-        return soft_cross_entropy_loss(
-            student_logits,
-            teacher_logits,
-            temperature=self.temperature,
-            mask=mask,
-            reduction=self.reduction,
-            scope=self.scope,
-        )
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
+        return soft_cross_entropy_loss(student_logits, teacher_logits, mask=mask, **self.options)

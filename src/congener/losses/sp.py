@@ -29,8 +29,9 @@ from typing import ClassVar, Literal, final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_features
 from congener.ops.collectives import Scope, batch_size
 from congener.ops.precision import upcast
@@ -92,23 +93,21 @@ def _similarities(features: Tensor, normalize: Normalize, scope: Scope) -> Tenso
 
 
 @final
-class SPLoss(nn.Module):
+class SPLoss(Loss):
     """Which inputs of a batch are alike; see :func:`sp_loss`."""
 
-    name: ClassVar[str] = "sp"
-    paper: ClassVar[Paper] = Paper(
+    name = "sp"
+    paper = Paper(
         title="Similarity-Preserving Knowledge Distillation",
         authors="Frederick Tung, Greg Mori",
         venue="ICCV",
         year=2019,
         url="https://arxiv.org/abs/1907.09682",
     )
-    equation: ClassVar[str] = "L = ‖Gᵗ − Gˢ‖²_F / B²,  G = rows of Q·Qᵀ, each divided by its norm"
-    family: ClassVar[str] = "relation"
-    zero_at_match: ClassVar[bool] = True
-    needs_labels: ClassVar[bool] = False
-    batch_coupled: ClassVar[bool] = True
-    sources: ClassVar[dict[str, str]] = {
+    equation = "L = ‖Gᵗ − Gˢ‖²_F / B²,  G = rows of Q·Qᵀ, each divided by its norm"
+    family = "relation"
+    batch_coupled = True
+    sources: ClassVar = {
         "normalize": "RepDistiller, verified by the paper's author: rows of the Gram matrix",
         "reduction": "the paper's 1/B²",
         "scope": "ours: the batch is the global batch",
@@ -134,15 +133,4 @@ class SPLoss(nn.Module):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`sp_loss` with the stored hyper-parameters."""
-        return sp_loss(
-            student_feature,
-            teacher_feature,
-            normalize=self.normalize,
-            mask=mask,
-            reduction=self.reduction,
-            scope=self.scope,
-        )
-
-    def extra_repr(self) -> str:
-        """Name the hyper-parameters."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
+        return sp_loss(student_feature, teacher_feature, mask=mask, **self.options)

@@ -1,32 +1,15 @@
-"""The table of what is public. What is not listed here fails the build."""
+"""The losses of the first release: KD, SP, CSKD and CSWT, DIST, and hard labels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from congener import losses
+from congener.conformance.table.case import LossCase, dense_logits, features
 
-
-def logits(seed: int, batch: int = 7, shape: tuple[int, ...] = (5,)) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
-    teacher = torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
-    return 2 * student, 3 * teacher
-
-
-def features(seed: int, batch: int = 7) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    student = torch.randn(batch, 3, 2, 2, generator=generator, dtype=torch.float64)
-    teacher = torch.randn(batch, 6, 3, generator=generator, dtype=torch.float64)
-    return student, teacher
-
-
-def dense_logits(seed: int, batch: int = 7) -> tuple[Tensor, Tensor]:
-    return logits(seed, batch, (4, 2, 3))
+__all__ = ["LOSSES"]
 
 
 def cskd_and_cswt(student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
@@ -50,30 +33,6 @@ def frozen_cswt(student: Tensor, teacher: Tensor) -> Callable[..., Tensor]:
 def frozen_cskd_and_cswt(student: Tensor, teacher: Tensor) -> Callable[..., Tensor]:
     cswt = frozen_cswt(student, teacher)
     return lambda s, t: losses.cskd_loss(s, t) + cswt(s, t)
-
-
-@dataclass(frozen=True)
-class LossCase:
-    """One public loss: how to call it, its module, and its traits.
-
-    ``lone`` is the value for a batch of one, None where that is a value like any other.
-    ``match`` bounds value and gradient at student = teacher: the residue of a published epsilon.
-    """
-
-    covers: tuple[str, ...]
-    call: Callable[..., Tensor]
-    make: Callable[..., tuple[Tensor, Tensor]] = logits
-    module: Callable[..., nn.Module] | None = None
-    zero_at_match: bool = True
-    batch_coupled: bool = True
-    lone: float | None = None
-    match: float = 1e-12
-    frozen: Callable[[Tensor, Tensor], Callable[..., Tensor]] | None = None
-    rate: float = 0.1
-
-    @property
-    def takes_features(self) -> bool:
-        return self.make is features
 
 
 LOSSES: dict[str, LossCase] = {
@@ -151,5 +110,3 @@ LOSSES: dict[str, LossCase] = {
     ),
     "dist_intra": LossCase(("dist_intra_loss",), losses.dist_intra_loss, lone=1.0, match=1e-5),
 }
-
-NOT_LOSSES = {"cswt_temperatures": "temperatures, tested in tests/losses/test_cskd.py"}

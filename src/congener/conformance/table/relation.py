@@ -1,0 +1,7 @@
+"""Losses of the relations between samples."""
+
+from congener.conformance.table.case import LossCase
+
+__all__ = ["LOSSES"]
+
+LOSSES: dict[str, LossCase] = {}
