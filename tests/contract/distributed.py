@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from congener import losses
-from congener.conformance.table import LOSSES
+from congener.conformance.table import LOSSES, LossCase
 from congener.ops.collectives import all_sum, batch_size, gather_rows, global_mean
 
 REDUCTIONS = ("mean", "sum", "none")
+TYPES = (torch.float64, torch.float32)
 ROWS = 7
 
 
@@ -31,19 +32,30 @@ def own_rows(sizes: tuple[int, ...], rank: int) -> slice:
     return slice(before, before + sizes[rank])
 
 
+def inputs_of(case: LossCase, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    student, teacher = case.make(21, batch=ROWS)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def weighed(value: Tensor, own: slice = slice(None)) -> Tensor:
+    """A scalar to differentiate: contributions count with any other weight each."""
+    return (value * weights_of()[own]).sum() if value.dim() else value
+
+
 def score_losses(own: slice) -> dict[str, Any]:
     """Value, and gradient of what each rank makes of it, of every loss."""
     results: dict[str, Any] = {}
     for name, case in LOSSES.items():
-        student, teacher = case.make(21, batch=ROWS)
-        for masked in (False, True):
-            mask = mask_of()[own] if masked else None
-            for reduction in REDUCTIONS:
-                mine = student[own].clone().requires_grad_()
-                value = case.call(mine, teacher[own], mask=mask, reduction=reduction)
-                total = (value * weights_of()[own]).sum() if reduction == "none" else value
-                total.backward()
-                results[f"{name}/{masked}/{reduction}"] = (value.detach(), mine.grad)
+        for dtype in TYPES:
+            student, teacher = inputs_of(case, dtype)
+            for masked in (False, True):
+                mask = mask_of()[own] if masked else None
+                for reduction in REDUCTIONS:
+                    mine = student[own].clone().requires_grad_()
+                    value = case.call(mine, teacher[own], mask=mask, reduction=reduction)
+                    weighed(value, own).backward()
+                    results[f"{name}/{dtype}/{masked}/{reduction}"] = (value.detach(), mine.grad)
+        student, teacher = inputs_of(case)
         with torch.no_grad():
             value = case.call(student[own], teacher[own], scope="local")
         results[f"{name}/local"] = value
