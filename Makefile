@@ -1,11 +1,13 @@
 # make demo   train and compare on the embedded data set; a report in runs/demo
 # make test   everything that CI checks
+# make docs   the pages of docs/methods, generated from the code and measured
+# make bench  speed and memory against the plain formulas
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test test-all lint types clean
+.PHONY: demo test test-all docs bench lint types clean
 
 demo: $(READY)
 	$(BIN)/congener run demo --out runs/demo $(if $(wildcard runs/demo/recipe.yaml),--resume)
@@ -16,6 +18,12 @@ test: $(READY) lint types
 
 test-all: $(READY) lint types
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+docs: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
+
+bench: $(READY)
+	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

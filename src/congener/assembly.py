@@ -14,8 +14,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-import congener.losses
 import congener.tasks
+from congener.catalogue import losses_by_name
 from congener.engine import FitConfig, load_weights, process_state, steps_per_epoch
 from congener.engine.feed import evaluation_batches
 from congener.errors import CongenerError, RecipeError
@@ -25,7 +25,7 @@ from congener.systems import Distillation
 from congener.task import Task
 from congener.types import Batch, Progress, Term
 
-__all__ = ["Assembly", "losses_by_name", "tasks_by_name"]
+__all__ = ["Assembly", "tasks_by_name"]
 
 
 class Assembly:
@@ -108,7 +108,16 @@ class Assembly:
                 terms,
                 task=self.task,
                 task_weight=described.task_weight,
+                teachers=self._teachers(),
             )
+
+    def _teachers(self) -> dict[str, nn.Module]:
+        """The further teachers, with their weights."""
+        found = {}
+        for name, spec in self.recipe.teachers.items():
+            with _at(self.recipe, "teachers", name):
+                found[name] = self._model(spec) if isinstance(spec, ModelSpec) else spec
+        return found
 
     def training(
         self, config: FitConfig, *, teacher: bool = False, distilled: bool = False
@@ -159,6 +168,9 @@ class Assembly:
             term.student or None,
             term.teacher or None,
             term.name,
+            term.layer_weights,
+            term.schedules,
+            term.of,
         )
 
     def _loss(self, spec: LossSpec) -> nn.Module:
@@ -200,17 +212,6 @@ def _in_steps(config: FitConfig, unit: int) -> FitConfig:
         "evaluate_every": config.evaluate_every * unit,
     }
     return config.model_copy(update=changes)
-
-
-def losses_by_name() -> dict[str, Any]:
-    """Every public loss under its short name and its class name."""
-    found = {name: getattr(congener.losses, name) for name in congener.losses.__all__}
-    classes: dict[str, Any] = {
-        name: loss
-        for name, loss in found.items()
-        if isinstance(loss, type) and loss is not congener.losses.Loss
-    }
-    return {loss.name: loss for loss in classes.values()} | classes
 
 
 def tasks_by_name() -> dict[str, Any]:

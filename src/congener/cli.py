@@ -1,13 +1,11 @@
 """The ``congener`` command: verbs over recipes, losses and runs."""
 
-import inspect
+import json
 import os
-import re
 import shlex
 import sys
-import textwrap
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -18,7 +16,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from congener.errors import CongenerError, Interrupted, RecipeError, did_you_mean
+from congener.errors import (
+    CongenerError,
+    Interrupted,
+    RecipeError,
+    VerificationError,
+    did_you_mean,
+)
+
+if TYPE_CHECKING:
+    from congener.conformance import Finding
+    from congener.types import Paper
 
 __all__ = ["app", "main"]
 
@@ -116,17 +124,32 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 
 @app.command("list")
-def list_() -> None:
-    """List the losses, tasks and shipped recipes."""
-    from congener.assembly import losses_by_name, tasks_by_name
+def list_(
+    as_json: Annotated[bool, typer.Option("--json", help="Losses and systems as JSON.")] = False,
+) -> None:
+    """List the losses, systems, tasks and shipped recipes."""
+    from congener.assembly import tasks_by_name
+    from congener.catalogue import entries
 
+    if as_json:
+        print(json.dumps([entry.facts() for entry in entries()], indent=2))  # noqa: T201
+        return
     console = Console(highlight=False)
-    console.print("[bold]losses[/]  (congener show NAME)")
+    console.print("[bold]losses[/]  (congener show NAME, congener verify NAME)")
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
-    for loss in sorted(set(losses_by_name().values()), key=lambda loss: str(loss.name)):
-        paper = f"{loss.paper.title} ({loss.paper.venue} {loss.paper.year})"
-        table.add_row(f"  {loss.name}", loss.family, escape(paper))
+    table.add_row(*(f"[dim]{word}[/]" for word in ("  name", "family", "needs", "batch", "paper")))
+    for entry in entries():
+        if entry.paper is not None:
+            needs = [word for word in ("labels", "features") if getattr(entry, f"needs_{word}")]
+            table.add_row(
+                f"  {entry.name}", entry.family, ", ".join(needs) or "logits",
+                "coupled" if entry.batch_coupled else "", escape(_cited(entry.paper)),
+            )  # fmt: skip
     console.print(table)
+    console.print("\n[bold]systems[/]")
+    for entry in entries():
+        if entry.kind == "system":
+            console.print(f"  {entry.name}")
     console.print("\n[bold]tasks[/]")
     for name in tasks_by_name():
         console.print(f"  {name}")
@@ -137,54 +160,125 @@ def list_() -> None:
         console.print(Padding(Text(first), (0, 0, 0, 6)))
 
 
+def _cited(paper: "Paper") -> str:
+    """First author's name, and year: what people call a paper."""
+    first = paper.authors.split(",")[0].split()[-1]
+    return f"{first} {paper.year}"
+
+
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A loss, by its short or its class name.")],
 ) -> None:
-    """Print a loss' equation, defaults with their sources, conventions and paper."""
-    from congener.assembly import losses_by_name
+    """Print a loss' equation, conventions, defaults with sources, and what authors do otherwise."""
+    from congener.catalogue import describe, losses_by_name, plain
 
     known = losses_by_name()
     if name not in known:
         raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
-    loss = known[name]
+    entry = describe(known[name])
     console = Console(highlight=False)
-    console.print(f"[bold]{loss.__name__}[/] ({escape(loss.name)})  {escape(str(loss.paper))}\n")
-    console.print(f"  {escape(loss.equation)}\n")
+    console.print(f"[bold]{entry.class_name}[/] ({escape(entry.name)})  {escape(str(entry.paper))}")
+    console.print(f"\n  {escape(str(entry.equation))}\n")
     facts = {
-        "family": loss.family,
-        "couples the batch": "yes" if loss.batch_coupled else "no",
-        "needs labels": "yes" if loss.needs_labels else "no",
-        "zero when student = teacher": "yes" if loss.zero_at_match else "no",
+        "family": entry.family,
+        "takes": ", ".join(entry.inputs),
+        "variants": ", ".join(entry.variants) or "one",
+        "couples the batch": "yes" if entry.batch_coupled else "no",
+        "needs labels": "yes" if entry.needs_labels else "no",
+        "trains parameters of its own": "yes" if entry.trains_parameters else "no",
+        "zero when student = teacher": "yes" if entry.zero_at_match else "no",
+        "functions": ", ".join(entry.functions),
     }
     for fact, value in facts.items():
         console.print(f"  {fact}: {value}")
     table = Table("argument", "default", "source of the default")
-    for parameter in inspect.signature(loss).parameters.values():
-        table.add_row(parameter.name, repr(parameter.default), loss.sources[parameter.name])
+    for option in entry.options:
+        table.add_row(option.name, escape(option.default) or "required", escape(option.source))
     console.print()
     console.print(table)
-    console.print()
-    module = inspect.getdoc(inspect.getmodule(loss)) or ""
-    console.print(_reflowed(module, console.width), markup=False, soft_wrap=True)
+    for paragraph in entry.page.paragraphs:
+        console.print(f"\n{escape(plain(paragraph))}")
+    if entry.page.symbols:
+        head, *rows = entry.page.symbols
+        table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+        for row in rows:
+            table.add_row(*(escape(plain(cell)) for cell in row))
+        console.print()
+        console.print(table)
+    for title, text in entry.page.sections.items():
+        console.print(f"\n[bold]{escape(title)}[/]\n{escape(plain(text))}")
+    console.print(f"\nProve it on this machine: congener verify {entry.name}")
 
 
-def _reflowed(text: str, width: int) -> str:
-    """A docstring with its paragraphs filled to the width; tables and formulas stay."""
-    blocks = []
-    for block in text.split("\n\n"):
-        head, *rest = block.splitlines() or [""]
-        indent = re.match(" *", (rest or [head])[0])
-        if "==" in block or ".. math" in block or indent is None:
-            blocks.append(block)
-            continue
-        lines, body = ([head], rest) if rest and rest[0].startswith("    ") else ([], [head, *rest])
-        lines += textwrap.wrap(
-            " ".join(line.strip() for line in body), width,
-            initial_indent=indent.group(), subsequent_indent=indent.group(),
+@app.command()
+def verify(
+    name: Annotated[
+        str | None, typer.Argument(help="A loss, by its short or its class name; default: all.")
+    ] = None,
+) -> None:
+    """Prove a loss on this machine: reference vectors, limits and invariances."""
+    from congener.catalogue import losses_by_name
+    from congener.conformance import verify as prove
+
+    console = Console(highlight=False)
+    if name is None:
+        console.print(
+            "[dim]largest error of a vector in float64 (loss, gradient); checks passed[/]"
+        )
+        names = sorted({loss.name for loss in losses_by_name().values()})
+        failed = [each for each in names if not _verified(console, each, list(prove(each)))]
+        if failed:
+            raise VerificationError(f"{', '.join(failed)}: run congener verify NAME to see how.")
+        return
+    findings = list(prove(name))
+    _print_findings(console, findings)
+    if not all(finding.passed for finding in findings):
+        raise VerificationError(f"{name} is not what it should be on this machine; see the table.")
+
+
+def _verified(console: Console, name: str, findings: "list[Finding]") -> bool:
+    """One line of the summary; whether everything passed."""
+    from congener.conformance import largest_errors
+
+    loss, gradient = largest_errors(findings)
+    vectors = {f.name for f in findings if f.kind == "vector"}
+    shown = f"{loss:.0e}, {gradient:.0e}" if vectors else "no vectors"
+    passed = [finding.passed for finding in findings]
+    mark = "[green]ok[/]" if all(passed) else "[bold red]failed[/]"
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for width in (26, 10, 14, 14):
+        table.add_column(width=width)
+    cells = (name, f"{len(vectors)} vectors", shown, f"{sum(passed)}/{len(passed)} checks", mark)
+    table.add_row(*cells)
+    console.print(table)
+    return all(passed)
+
+
+def _print_findings(console: Console, findings: "list[Finding]") -> None:
+    """Every finding with the comparison that came closest to its limit."""
+    for kind, title in (("vector", "reference vectors"), ("contract", "limits and invariances")):
+        table = Table(
+            kind, "in" if kind == "vector" else "setting", "error", "limit", "",
+            title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False,
         )  # fmt: skip
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+        for finding in findings:
+            if finding.kind != kind or not (finding.checks or finding.reason):
+                continue
+            worst = finding.worst
+            mark = "[green]ok[/]" if finding.passed else "[bold red]failed[/]"
+            figures = ("", "")  # what either holds or does not has no size
+            if worst is not None and (worst.limit > 0 or worst.error > 0):
+                figures = (f"{worst.error:.1e}", f"{worst.limit:.0e}")
+            if finding.reason:
+                mark = f"[dim]does not apply: {escape(finding.reason)}[/]"
+            elif worst is not None and not finding.passed:
+                mark += f" {escape(worst.key)}"
+            table.add_row(finding.name.replace("_", " "), finding.case, *figures, mark)
+        if table.row_count:
+            console.print(table)
+        else:
+            console.print(f"{title}: none were published for this loss\n")
 
 
 def _shipped() -> dict[str, Path]:

@@ -16,6 +16,7 @@ __all__ = [
     "RunError",
     "ShapeError",
     "TapError",
+    "VerificationError",
     "did_you_mean",
 ]
 
@@ -50,6 +51,10 @@ class RunError(CongenerError, RuntimeError):
 
 class NonFiniteLossError(CongenerError, ArithmeticError):
     """A loss term that became NaN or infinite."""
+
+
+class VerificationError(CongenerError, RuntimeError):
+    """A loss that is not, on this machine, what its paper and its authors' code say."""
 
 
 class Interrupted(KeyboardInterrupt):

@@ -30,6 +30,7 @@ from torch import nn
 from congener.engine import FitConfig
 from congener.errors import RecipeError, did_you_mean
 from congener.naming import expected
+from congener.schedules import Schedule
 from congener.task import Task
 from congener.types import Term
 
@@ -152,6 +153,9 @@ class TermSpec(_Strict):
     student: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     teacher: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     name: str | None = None
+    layer_weights: tuple[float, ...] | None = None
+    schedules: dict[str, Schedule] = {}
+    of: str | None = None
 
 
 AnyTerm = Annotated[TermSpec | InstanceOf[Term], PlainSerializer(_record)]
@@ -179,6 +183,7 @@ class Recipe(_Strict):
         title: one line for the report.
         task: a task pack with its arguments.
         teacher: a network with its checkpoint or training settings.
+        teachers: further teachers by name, each with its checkpoint, for terms that say ``of``.
         student: the network that every arm trains.
         terms: the terms of a single arm, ``distilled``; short for ``arms``.
         task_weight: the weight of the supervised loss of that arm.
@@ -193,6 +198,7 @@ class Recipe(_Strict):
     title: str = ""
     task: Either[TaskSpec, Task]
     teacher: Either[TeacherSpec, nn.Module] | None = None
+    teachers: dict[str, Either[ModelSpec, nn.Module]] = {}
     student: Either[ModelSpec, nn.Module]
     terms: tuple[AnyTerm, ...] = ()
     task_weight: float = 1.0
@@ -216,6 +222,9 @@ class Recipe(_Strict):
             raise ValueError("there is nothing to train: no `terms`, no `arms`, and `alone` is off")
         if self.teacher is None and any(arm.terms for arm in self.contenders.values()):
             raise ValueError("there are distillation terms but no `teacher` to distil from")
+        for name, spec in self.teachers.items():
+            if isinstance(spec, ModelSpec) and spec.checkpoint is None:
+                raise ValueError(f"the further teacher {name!r} needs a `checkpoint`")
         return self
 
     @property

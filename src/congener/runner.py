@@ -251,6 +251,8 @@ class _Runner:
                     "name": term.name or getattr(term.loss, "name", type(term.loss).__name__),
                     "loss": f"{type(term.loss).__name__}({term.loss.extra_repr()})",
                     "weight": term.weight,
+                    "schedules": {name: str(each) for name, each in term.schedules.items()},
+                    "of": term.of,
                     "student": term.student,
                     "teacher": term.teacher,
                     "equation": getattr(term.loss, "equation", ""),

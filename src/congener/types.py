@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from congener.schedules import Schedule
+
 __all__ = ["Batch", "Outputs", "Paper", "Progress", "StepResult", "Term"]
 
 Batch = dict[str, Any]
@@ -29,10 +31,14 @@ class Paper:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a network said about a batch: its logits and the tensors read at its taps."""
+    """What a network said about a batch: its logits and the tensors read at its taps.
+
+    ``members``: what the further teachers said, by their names.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    members: "Mapping[str, Outputs]" = field(default_factory=dict)
 
     @staticmethod
     def concatenate(parts: "list[Outputs]") -> "Outputs":
@@ -42,6 +48,10 @@ class Outputs:
             features={
                 path: torch.cat([part.features[path] for part in parts])
                 for path in parts[0].features
+            },
+            members={
+                name: Outputs.concatenate([part.members[name] for part in parts])
+                for name in parts[0].members
             },
         )
 
@@ -72,6 +82,11 @@ class Term:
         student: tap path(s) in the student; needed by losses that take features.
         teacher: tap path(s) in the teacher, one for each of the student's.
         name: how the term is called in logs; default: the loss' own name.
+        layer_weights: of a loss that compares one pair of features, the factor of each pair of
+            taps; default: 1 each, so that the layers add up.
+        schedules: by name ``"weight"`` or a numeric hyper-parameter of the loss, such as
+            ``"temperature"``, a factor on it that follows training.
+        of: the name of a further teacher to learn from; default: the teacher.
     """
 
     loss: nn.Module
@@ -79,6 +94,9 @@ class Term:
     student: str | tuple[str, ...] | None = None
     teacher: str | tuple[str, ...] | None = None
     name: str | None = None
+    layer_weights: tuple[float, ...] | None = None
+    schedules: Mapping[str, Schedule] = field(default_factory=dict)
+    of: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, nn.Module):

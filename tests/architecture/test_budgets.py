@@ -11,7 +11,8 @@ from tests.architecture.test_floors import PROJECT, SOURCE
 
 import congener
 from congener import losses, systems
-from congener.assembly import losses_by_name, tasks_by_name
+from congener.assembly import tasks_by_name
+from congener.catalogue import losses_by_name
 
 ANY, LOSS, SYSTEM, LOOP = 500, 150, 300, 300
 PARAMETERS = 8

@@ -1,6 +1,7 @@
 """What the command prints fits a terminal of 80 columns and says what it should."""
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 from tests.cli.refusal import refused
 
-from congener.assembly import losses_by_name
+from congener import catalogue, losses
+from congener.catalogue import entries, losses_by_name, plain
+from congener.losses import KDLoss, SPLoss, sp_loss
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +84,21 @@ def test_list(congener) -> None:
         assert f"  {path.stem}" in lines
 
 
+def test_list_as_json(congener) -> None:
+    said = congener("list", "--json")
+    assert (said.code, said.err) == (0, "")
+    found = {entry["name"]: entry for entry in json.loads(said.out)}
+    assert found.keys() == {entry.name for entry in entries()}
+    sp = found["sp"]
+    assert (sp["kind"], sp["family"], sp["batch_coupled"]) == ("loss", "relation", True)
+    assert (sp["needs_labels"], sp["needs_features"], sp["needs_taps"]) == (False, True, True)
+    assert (sp["paper"], sp["year"]) == ("Similarity-Preserving Knowledge Distillation", 2019)
+    assert found["dkd"]["needs_labels"]
+    assert not found["kd"]["needs_features"]
+    assert found["vid"]["trains_parameters"]
+    assert found["distillation"]["kind"] == "system"
+
+
 @pytest.mark.parametrize("name", sorted(losses_by_name()))
 def test_show(name, congener) -> None:
     loss, said = losses_by_name()[name], congener("show", name)
@@ -92,22 +110,66 @@ def test_show(name, congener) -> None:
         assert " ".join(fact.split()) in words
     for parameter in inspect.signature(loss).parameters.values():
         assert parameter.name in words
-        assert repr(parameter.default) in words
+        if parameter.default is not parameter.empty:
+            assert all(word in words for word in repr(parameter.default).split())
         source = loss.sources[parameter.name].split()
         assert source
         assert all(word in words for word in source)
-    spill = [line for line in wide(said.out) if not re.search(r"\\|==|``", line)]
-    assert not spill
+    assert not wide(said.out)
+    for mark in ("``", ":math:", ".. math", ":func:", ":class:", "==="):
+        assert mark not in said.out
 
 
 def test_show_keeps_every_word_of_the_documentation(congener) -> None:
     for loss in set(losses_by_name().values()):
-        module = inspect.getdoc(inspect.getmodule(loss))
-        assert module.split() == congener("show", loss.name).out.split()[-len(module.split()) :]
+        text = inspect.getdoc(inspect.getmodule(loss)).partition("\n\n")[2]
+        text = re.sub(
+            r"\.\. math::\n(\s*\n|\s+.*\n)+?(?=\S)", "", text
+        )  # the equation stands there
+        text = re.sub(r"=(==+)", "", text)
+        shown = congener("show", loss.name).out
+        for word in plain(text).split():
+            assert word in shown, (loss.name, word)
+
+
+def test_verify(congener) -> None:
+    said = congener("verify", "sp")
+    assert (said.code, said.err) == (0, "")
+    assert not wide(said.out)
+    lines = [line.split() for line in said.out.splitlines()]
+    assert any(line[:3] == ["sp", "1", "float64"] and line[-1] == "ok" for line in lines)
+    assert any(line[:3] == ["zero", "at", "match"] for line in lines)
+    assert "failed" not in said.out
+
+
+def test_verify_tells_what_is_wrong(congener, monkeypatch) -> None:
+    monkeypatch.setattr(losses, "sp_loss", lambda *args, **options: sp_loss(*args, **options) * 2)
+    said = congener("verify", "SPLoss")
+    assert said.code == 2
+    assert re.search(r"sp 1\s+float64\s.*failed", said.out)
+    assert "SPLoss is not what it should be on this machine" in said.err
+
+
+def test_verify_of_an_unknown_name(congener) -> None:
+    said = congener("verify", "spp")
+    assert said.code == 2
+    assert "There is no loss named 'spp'; did you mean 'sp'" in " ".join(said.err.split())
+
+
+def test_verify_of_everything_is_a_line_for_each(congener, monkeypatch) -> None:
+    monkeypatch.setattr(catalogue, "losses_by_name", lambda: {"sp": SPLoss, "kd": KDLoss})
+    said = congener("verify")
+    assert (said.code, said.err) == (0, "")
+    assert not wide(said.out)
+    lines = [line.split() for line in said.out.splitlines()[1:]]
+    assert [(line[0], line[-1]) for line in lines] == [("kd", "ok"), ("sp", "ok")]
 
 
 def test_help_fits(congener) -> None:
-    for words in (["--help"], *([verb, "--help"] for verb in ("run", "validate", "show", "list"))):
+    for words in (
+        ["--help"],
+        *([verb, "--help"] for verb in ("run", "validate", "show", "list", "verify")),
+    ):
         said = congener(*words)
         assert (said.code, said.err) == (0, "")
         assert "Usage: congener" in said.out

@@ -32,6 +32,24 @@ def half_a_gradient(call: Any, student: Tensor, teacher: Tensor, **options: Any)
     return (value + value.detach()) / 2
 
 
+class _GradientOnce(torch.autograd.Function):
+    """Keeps the gradient and scales it in place, so that it is right the first time only."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        context.gradient = 2 * x.detach()
+        return x.square().sum()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return context.gradient.mul_(gradient)
+
+
+def gradient_used_up(call: Any, student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+    value: Tensor = _GradientOnce.apply(2 * student)
+    return value.clone()
+
+
 def temperatures_move(call: Any, student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
     return call(student, teacher, **options) * (1 + student.square().mean())
 
@@ -144,6 +162,7 @@ BROKEN: dict[str, tuple[LossCase, LossCase]] = {
     "finite_scalar_attached_to_the_student": (KD, spoil(KD, not_a_number_sometimes)),
     "no_gradient_reaches_the_teacher": (KD, spoil(KD, teacher_leaks)),
     "gradcheck": (SP, spoil(SP, half_a_gradient)),
+    "the_graph_can_be_used_twice": (SP, spoil(SP, gradient_used_up)),
     "constants_of_the_student_carry_no_gradient": (CSWT, spoil(CSWT, temperatures_move)),
     "zero_at_match": (SP, spoil(SP, offset)),
     "order_of_the_batch_does_not_matter": (KD, spoil(KD, first_counts_twice)),

@@ -42,9 +42,10 @@ def step(case: LossCase, dtype: torch.dtype, pieces: int) -> tuple[Tensor, list[
     x = torch.randn(ROWS, 4, generator=generator, dtype=torch.float64).to(dtype)
     system = Lone(case, tuple(base.shape[1:])).to(dtype)
     batch = {"index": torch.arange(ROWS), "x": x, "base": base, "teacher": teacher}
-    result = accumulated_step(system, batch, Progress(0, 1, 0), pieces, Accelerator(cpu=True))
+    accelerator = Accelerator(cpu=True)
+    total, _, _ = accumulated_step(system, batch, Progress(0, 1, 0), pieces, accelerator)
     gradients: list[Any] = [parameter.grad for parameter in system.parameters()]
-    return result.total.detach(), gradients
+    return total.detach(), gradients
 
 
 def error(found: list[Tensor], expected: list[Tensor]) -> float:

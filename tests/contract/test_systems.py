@@ -94,7 +94,7 @@ def test_every_trainable_parameter_gets_a_gradient(case: SystemCase) -> None:
     system = case.build(task, case.student(), trained_teacher()).train()
     touched: set[str] = set()
     for step in range(3):
-        total, _ = system(batch_of(task, 16), Progress(step, 3, 0))
+        total, _, _ = system(batch_of(task, 16), Progress(step, 3, 0))
         total.backward()
         touched |= {n for n, p in system.named_parameters() if p.grad is not None and p.grad.any()}
     # A bias before batch normalisation cancels; its gradient exists, and rounds to about zero.

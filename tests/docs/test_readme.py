@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from congener import api
-from congener.assembly import losses_by_name
+from congener.catalogue import losses_by_name
 from congener.cli import _shipped, app
 from congener.recipe import load_recipe
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from congener.engine import FitConfig, FitResult, fit
 from congener.errors import DataError, Interrupted, NonFiniteLossError
+from congener.losses import KDLoss, SPLoss
 from congener.runlog import RunLog
 from congener.systems import Distillation
 from congener.teachers import fingerprint
@@ -234,3 +235,25 @@ def test_log_rewinds_and_forgets(tmp_path: Path) -> None:
     log.forget(fit="a")
     assert [e.get("fit") for e in timeless(tmp_path)] == [None, "b"]
     assert (tmp_path / "events.jsonl").read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_balance_is_recorded_every_so_many_steps(accumulate: int) -> None:
+    def records(every: int) -> tuple[list[dict[str, Any]], str]:
+        events: list[dict[str, Any]] = []
+        terms = [Term(KDLoss()), Term(SPLoss(), 10.0, "hidden", "hidden")]
+        system = Distillation(student_net(norm=False), teacher_net(), terms, task=TinyTask())
+        settings = config(accumulate=accumulate, balance_every=every)
+        train(system, settings, RunLog(None, (events.append,)))
+        return [e for e in events if e["event"] == "balance"], fingerprint(system.student)
+
+    found, trained = records(5)
+    assert [event["step"] for event in found] == [0, 5, 10]
+    for event in found:
+        assert set(event["terms"]) == {"task", "kd", "sp"}
+        assert event["terms"]["task"]["cosine"] == pytest.approx(1)
+        assert event["terms"]["sp"]["gradient_norm"] > 0
+        assert -1 <= event["terms"]["kd"]["cosine"] <= 1
+        # in pieces the task's gradient does not reach the taps
+        assert (event["terms"]["sp"]["cosine"] is None) is (accumulate > 1)
+    assert records(0) == ([], trained)  # and the record leaves training alone

@@ -19,6 +19,7 @@ from congener.recipe import (
     load_recipe,
     parse_recipe,
 )
+from congener.schedules import Schedule
 from congener.types import Term
 
 PLAIN = {
@@ -211,6 +212,10 @@ def test_a_recipe_is_frozen() -> None:
         (changed(task_weight=float("nan")), "'task_weight' is nan: expected a finite number"),
         (changed(terms=[{"loss": "kd", "weight": float("inf")}]), "expected a finite number"),
         (changed(terms=[{"loss": "kd", "weights": 1}]), "did you mean 'weight'"),
+        (changed(terms=[{"loss": "kd", "schedules": {"weight": {"shape": "lin"}}}]), "'linear'"),
+        (changed(terms=[{"loss": "kd", "schedules": {"weight": {"epoch": 2}}}]), "epoch"),
+        (changed(terms=[{"loss": "kd", "schedules": {"weight": {"epochs": 0}}}]), "at least 1"),
+        (changed(teachers={"b": "cnn1d"}), "further teacher 'b' needs a `checkpoint`"),
         (changed(terms=[{"weight": 1}]), "'terms.0.loss' is missing"),
         (changed(terms="kd"), "'terms' is 'kd': expected a list"),
         (changed(task=None), "'task' is missing"),
@@ -257,6 +262,7 @@ def test_rules_of_a_recipe(values, sentence) -> None:
         ({"steps": 1, "evaluate_every": -1}, "'train.evaluate_every' is -1"),
         ({"steps": 1, "checkpoint_every": -1}, "'train.checkpoint_every' is -1"),
         ({"steps": 1, "log_every": 0}, "'train.log_every' is 0"),
+        ({"steps": 1, "balance_every": -1}, "'train.balance_every' is -1"),
         ({"steps": 1, "drop_last": "perhaps"}, "expected true or false"),
         ({"steps": 1, "workers": -1}, "'train.workers' is -1"),
         ({"steps": 1, "device": "gpu"}, "'train.device' is 'gpu': expected 'auto' or 'cpu'"),
@@ -283,3 +289,16 @@ def test_places_point_at_the_line(tmp_path) -> None:
     assert recipe.place("teacher") == str(tmp_path / "a.yaml")
     assert parse_recipe(PLAIN).place("student") == "recipe"
     assert Recipe.model_validate(PLAIN).place("student") == "recipe"
+
+
+def test_terms_have_schedules_layers_and_teachers(tmp_path: Path) -> None:
+    term = {
+        "loss": "sp", "student": ["a", "b"], "teacher": ["c", "d"], "layer_weights": [1, 0.5],
+        "schedules": {"weight": {"shape": "linear", "epochs": 20}}, "of": "second",
+    }  # fmt: skip
+    other = {"name": "cnn1d", "checkpoint": "b.safetensors"}
+    recipe = parse_recipe(changed(terms=[term], teachers={"second": other}))
+    assert recipe.terms[0].schedules == {"weight": Schedule("linear", epochs=20)}
+    assert recipe.terms[0].layer_weights == (1.0, 0.5)
+    assert recipe.teachers["second"] == ModelSpec(**other)
+    assert load_recipe(write(tmp_path / "run.yaml", dump_recipe(recipe))) == recipe

@@ -382,3 +382,34 @@ def test_a_resumed_fit_counts_its_later_lines(copy: Path) -> None:
     label = next(text for text in written(copy).values("aria-label") if "Line chart of acc" in text)
     last = (0.999 + ends["sp/1"] + ends["sp/2"]) / 3
     assert f"sp {100 * last:.1f} %" in label
+
+
+def test_the_loss_balance(copy: Path) -> None:
+    assert "Loss balance" not in written(copy).text
+    norms = {0: (2.0, 6.0), 100: (1.0, 1.0), 200: (1.0, 1.0), 300: (1.0, 1.0), 400: (4.0, 1.0)}
+    events = [
+        {"event": "balance", "fit": f"sp/{seed}", "step": step, "terms": {
+            "task": {"weighted": 2.0, "gradient_norm": task, "cosine": 1.0},
+            "sp": {"weighted": 0.5 + seed, "gradient_norm": sp, "cosine": -0.25 if step else None},
+        }}
+        for step, (task, sp) in norms.items()
+        for seed in (0, 1)
+    ]  # fmt: skip
+    path = copy / "events.jsonl"
+    path.write_text(path.read_text() + "\n".join(map(json.dumps, events)) + "\n")
+    page = written(copy)
+    table = next(t for t in page.tables if t[0][-1] == "cosine with task")
+    assert table[1:] == [
+        ["sp", "task", "2 → 2", "2 → 4", "25% → 80%", "+1.00 → +1.00"],
+        ["sp", "sp", "1 → 1", "6 → 1", "75% → 20%", "– → −0.25"],
+    ]
+
+
+def test_schedules_and_further_teachers_stand_beside_the_weight(copy: Path) -> None:
+    content = json.loads((copy / "metrics.json").read_text())
+    term = content["arms"]["kd"]["terms"][0]
+    term |= {"schedules": {"weight": "0 → 1, linear over 20 epochs"}, "of": "second"}
+    (copy / "metrics.json").write_text(json.dumps(content))
+    text = written(copy).text
+    assert "weight × (0 → 1, linear over 20 epochs)" in text
+    assert "of second" in text

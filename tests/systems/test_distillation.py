@@ -65,7 +65,7 @@ def test_total_is_the_weighted_sum() -> None:
     )  # fmt: skip
     batch = batch_of(system.task)
     student, teacher = observed(system, batch)
-    total, terms = system(batch, NOW)
+    total, terms, _ = system(batch, NOW)
     kd = 9 * F.kl_div(
         F.log_softmax(student.logits / 3, 1),
         F.softmax(teacher.logits / 3, 1),
@@ -79,13 +79,13 @@ def test_total_is_the_weighted_sum() -> None:
     task = F.cross_entropy(student.logits, batch["labels"])
     torch.testing.assert_close(terms, {"task": task, "kd": kd, "sp": sp})
     torch.testing.assert_close(total, 0.3 * task + 0.7 * kd + 50 * sp)
-    assert system.weights == {"task": 0.3, "kd": 0.7, "sp": 50.0}
+    assert system.weights(NOW) == {"task": 0.3, "kd": 0.7, "sp": 50.0}
 
 
 def test_student_alone_is_the_task_loss() -> None:
     system = build(teacher=False)
     batch = batch_of(system.task)
-    total, terms = system(batch, NOW)
+    total, terms, _ = system(batch, NOW)
     assert set(terms) == {"task"}
     torch.testing.assert_close(
         total, F.cross_entropy(system.student(batch["image"]), batch["labels"])
@@ -96,7 +96,7 @@ def test_pairs_of_taps_are_summed() -> None:
     system = build(Term(Gap(), 1.0, ("hidden.0", "hidden"), ("hidden", "hidden.0")))
     batch = batch_of(system.task)
     student, teacher = observed(system, batch)
-    _, terms = system(batch, NOW)
+    _, terms, _ = system(batch, NOW)
     mine, theirs = student.features, teacher.features
     wanted = (mine["hidden.0"].mean() - theirs["hidden"].mean()).abs() + (
         mine["hidden"].mean() - theirs["hidden.0"].mean()
@@ -179,14 +179,14 @@ DIFFERENT = (
         (
             [Term(Demanding(), name="mine")],
             True,
-            "The loss of the term 'mine' should take arguments among labels, mask, "
+            "The loss of the term 'mine' should take arguments among index, labels, mask, "
             "student_feature, student_features, student_logits, teacher_feature, "
             "teacher_features, teacher_logits; it asks for epoch.",
         ),
         (
             [Term(Blind())],
             True,
-            "The loss of the term 'Blind' should take arguments among labels, mask, "
+            "The loss of the term 'Blind' should take arguments among index, labels, mask, "
             "student_feature, student_features, student_logits, teacher_feature, teacher_features, "
             "teacher_logits; it asks for nothing.",
         ),
@@ -236,7 +236,7 @@ def test_unlabelled_samples_reach_the_terms_but_not_the_task_loss() -> None:
 def test_batch_without_any_label() -> None:
     system = build(Term(KDLoss(), 1.0))
     batch = batch_of(system.task) | {"labels": torch.full((12,), -100)}
-    total, terms = system(batch, NOW)
+    total, terms, _ = system(batch, NOW)
     assert terms["task"].item() == 0
     total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in system.student.parameters())

@@ -91,7 +91,8 @@ def no_gradient_reaches_the_teacher(case: LossCase) -> Iterator[Check]:
     """The teacher is detached inside the loss."""
     for reduction in ("mean", "none"):
         student, teacher = (x.requires_grad_() for x in case.make(0))
-        case.call(student, teacher, reduction=reduction).sum().backward()
+        value = case.call(student, teacher, reduction=reduction).sum()
+        value.backward()  # type: ignore[no-untyped-call]
         yield _holds(reduction, teacher.grad is None or not teacher.grad.any())
 
 
@@ -132,6 +133,17 @@ def _central_difference(
         numeric = (4 * fine - coarse) / 3
         worst = max(worst, abs(slope - numeric) / max(1.0, abs(numeric)))
     return Check(key, worst, 1e-6)
+
+
+@_check
+def the_graph_can_be_used_twice(case: LossCase) -> Iterator[Check]:
+    """A gradient that is taken first leaves the next one as it is."""
+    student, teacher = case.make(1)
+    student.requires_grad_()
+    value = case.call(student, teacher)
+    (first,) = torch.autograd.grad(2 * value, student, retain_graph=True)
+    (second,) = torch.autograd.grad(3 * value, student)
+    yield _close("gradient", 2 * second, 3 * first)
 
 
 @_check

@@ -13,16 +13,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from congener.system import System
-from congener.types import Batch, Outputs, Progress, StepResult
+from congener.system import Balance, System, loss_balance
+from congener.types import Batch, Outputs, Progress
 
 __all__ = ["accumulated_step"]
 
 
 def accumulated_step(
-    system: System, batch: Batch, progress: Progress, pieces: int, accelerator: Accelerator
-) -> StepResult:
-    """Leave the gradient of the whole batch in the parameters; return its loss."""
+    system: System,
+    batch: Batch,
+    progress: Progress,
+    pieces: int,
+    accelerator: Accelerator,
+    *,
+    balance: bool = False,
+) -> tuple[Tensor, dict[str, Tensor], Balance]:
+    """Leave the gradient of the whole batch in the parameters; return what ``forward`` does.
+
+    In the balance, the task's gradient does not reach the taps: the pieces' graphs are gone.
+    """
     parts = _split(batch, pieces)
     random_states = []
     buffers = {name: value.clone() for name, value in system.named_buffers()}
@@ -40,6 +49,7 @@ def accumulated_step(
     with accelerator.autocast():
         teacher = None if taught is None else Outputs.concatenate(taught)
         result = system.score(leaf, teacher, batch, progress)
+        shares = loss_balance(leaf, result.terms, system.weights(progress)) if balance else {}
     accelerator.backward(result.total)
 
     gradients = zip(*(torch.split(_gradient(v), sizes) for v in _tensors(leaf)), strict=True)
@@ -54,7 +64,7 @@ def accumulated_step(
             if parameter.requires_grad:
                 gradient = _gradient(parameter)
                 parameter.grad = accelerator.reduce(gradient, "mean")
-    return result
+    return result.total, result.terms, shares
 
 
 def _split(batch: Batch, pieces: int) -> list[Batch]:

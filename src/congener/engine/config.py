@@ -36,6 +36,8 @@ class FitConfig(BaseModel):
             always evaluated. 0: only the end.
         checkpoint_every: optimiser steps between checkpoints; 0: only when interrupted.
         log_every: optimiser steps between ``step`` events (the first ten are always logged).
+        balance_every: optimiser steps between records of the loss balance (each term's weighted
+            value, gradient norm and cosine with the task's gradient); 0: none.
         drop_last: leave out the ragged last batch of an epoch.
         workers: processes that load the data; 0 loads in the training process.
         device: ``auto`` or ``cpu``.
@@ -63,6 +65,7 @@ class FitConfig(BaseModel):
     evaluate_every: Annotated[int, Field(ge=0)] = 0
     checkpoint_every: Annotated[int, Field(ge=0)] = 500
     log_every: Count = 50
+    balance_every: Annotated[int, Field(ge=0)] = 100
     drop_last: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu"] = "auto"

@@ -25,7 +25,7 @@ from congener.engine.machine import any_process, build_accelerator, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.errors import CheckpointError, Interrupted, NonFiniteLossError
 from congener.runlog import RunLog
-from congener.system import System
+from congener.system import Balance, System
 from congener.task import Task
 from congener.types import Progress
 
@@ -138,12 +138,13 @@ def fit(
                 batch = task.prepare(batch, train=True, seed=seed, epoch=epoch)
                 progress = Progress(step, steps, epoch)
                 prepared.zero_grad(set_to_none=True)
+                weigh = bool(config.balance_every) and step % config.balance_every == 0
                 if config.accumulate == 1:
-                    total, terms = module(batch, progress)
+                    total, terms, balance = module(batch, progress, balance=weigh)
                     accelerator.backward(total)
                 else:
-                    total, terms = accumulated_step(
-                        system, batch, progress, config.accumulate, accelerator
+                    total, terms, balance = accumulated_step(
+                        system, batch, progress, config.accumulate, accelerator, balance=weigh
                     )
                 values = _finite({"total": total, **terms}, step, name)
                 if config.clip is not None:
@@ -154,11 +155,14 @@ def fit(
                 history.seconds += time.perf_counter() - started
                 if step < 10 or step % config.log_every == 0:
                     total_value = values.pop("total")
-                    weighted = {key: system.weights.get(key, 1.0) * v for key, v in values.items()}
+                    weights = system.weights(progress)
+                    weighted = {key: weights.get(key, 1.0) * v for key, v in values.items()}
                     log.emit(
                         "step", fit=name, step=step, epoch=epoch, lr=lr, total=total_value,
                         terms=values, weighted=weighted,
                     )  # fmt: skip
+                if balance:
+                    log.emit("balance", fit=name, step=step, terms=_figures(balance))
                 step += 1
                 log.show("tick", fit=name, step=step, steps=steps)
                 if cadence and step % cadence == 0 and step < steps:
@@ -195,6 +199,18 @@ def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, 
             "weight, clip gradients, or train in fp32."
         )
     return values
+
+
+def _figures(balance: Balance) -> dict[str, dict[str, float | None]]:
+    """The balance as numbers; ``None`` for what is not defined."""
+    numbers = {
+        name: {key: float(value) for key, value in figures.items()}
+        for name, figures in balance.items()
+    }
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in figures.items()}
+        for name, figures in numbers.items()
+    }
 
 
 class _History:

@@ -8,11 +8,13 @@ import numpy as np
 
 from congener.report.data import Floats, Run
 
-__all__ = ["Curve", "loss_curves", "metric_curves"]
+__all__ = ["Balance", "Curve", "loss_balance", "loss_curves", "metric_curves"]
 
 POINTS = 400
 
 T = TypeVar("T")
+Ends = tuple[float | None, float | None]
+"""A figure at the beginning and at the end of training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,58 @@ class Curve:
     mean: Floats
     low: Floats
     high: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """How one term pulled: each figure in the first record, and the mean of the last quarter.
+
+    A mean over seeds, None where the figure is not defined. ``share`` is the term's part of the sum
+    of all gradient norms of its arm.
+    """
+
+    arm: str
+    term: str
+    weighted: Ends
+    gradient_norm: Ends
+    share: Ends
+    cosine: Ends
+
+
+def loss_balance(run: Run) -> list[Balance]:
+    """The loss balance of every student that has more than one term."""
+    rows = []
+    for arm, fits in ({} if run.events is None else _students(run, run.events.balance)).items():
+        names = dict.fromkeys(term for fit in fits for record in fit.values() for term in record)
+        if len(names) < 2:
+            continue
+        norms = {term: _ends(fits, term, "gradient_norm") for term in names}
+        first, last = (sum(norm[end] or 0.0 for norm in norms.values()) for end in (0, 1))
+        for term, norm in norms.items():
+            share = _ratio(norm[0], first), _ratio(norm[1], last)
+            value, cosine = _ends(fits, term, "weighted"), _ends(fits, term, "cosine")
+            rows.append(Balance(arm, term, value, norm, share, cosine))
+    return rows
+
+
+def _ends(fits: list[dict[int, dict[str, dict[str, float | None]]]], term: str, key: str) -> Ends:
+    """A figure in the first record, and its mean over the last quarter; means over the fits."""
+    first, last = [], []
+    for fit in fits:
+        steps = sorted(fit)
+        series = [fit[step].get(term, {}).get(key) for step in steps]
+        first.append(series[0])
+        last.append(_mean(series[-max(1, len(steps) // 4) :]))
+    return _mean(first), _mean(last)
+
+
+def _ratio(value: float | None, whole: float) -> float | None:
+    return None if value is None or whole <= 0 else value / whole
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def metric_curves(run: Run) -> dict[str, Curve]:

@@ -31,6 +31,8 @@ class Term(_Record):
     name: str
     loss: str
     weight: float
+    schedules: dict[str, str] = {}
+    of: str | None = None
     student: str | list[str] | None = None
     teacher: str | list[str] | None = None
     equation: str | None = None
@@ -152,10 +154,11 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What ``events.jsonl`` says: per fit, per step, the metric and the weighted loss terms."""
+    """What ``events.jsonl`` says, per fit and step: the metric, the terms, and their balance."""
 
     metric: dict[str, dict[int, float]]
     weighted: dict[str, dict[int, dict[str, float]]]
+    balance: dict[str, dict[int, dict[str, dict[str, float | None]]]]
     torn_lines: int = 0
 
 
@@ -300,6 +303,7 @@ def _events(path: Path, metric: str) -> Events | None:
         return None
     values: dict[str, dict[int, float]] = {}
     weighted: dict[str, dict[int, dict[str, float]]] = {}
+    balance: dict[str, dict[int, dict[str, dict[str, float | None]]]] = {}
     torn = 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -307,10 +311,10 @@ def _events(path: Path, metric: str) -> Events | None:
                 continue
             try:
                 # A resumed fit repeats steps; the later line is the one that counted.
-                _take_event(json.loads(line), metric, values, weighted)
+                _take_event(json.loads(line), metric, values, weighted, balance)
             except (ValueError, KeyError, TypeError, AttributeError):
                 torn += 1
-    return Events(values, weighted, torn)
+    return Events(values, weighted, balance, torn)
 
 
 def _take_event(
@@ -318,6 +322,7 @@ def _take_event(
     metric: str,
     values: dict[str, dict[int, float]],
     weighted: dict[str, dict[int, dict[str, float]]],
+    balance: dict[str, dict[int, dict[str, dict[str, float | None]]]],
 ) -> None:
     if event["event"] == "evaluation" and metric in event["metrics"]:
         steps = values.setdefault(str(event["fit"]), {})
@@ -325,3 +330,5 @@ def _take_event(
     elif event["event"] == "step":
         terms = {str(name): float(value) for name, value in event["weighted"].items()}
         weighted.setdefault(str(event["fit"]), {})[int(event["step"])] = terms
+    elif event["event"] == "balance":
+        balance.setdefault(str(event["fit"]), {})[int(event["step"])] = event["terms"]

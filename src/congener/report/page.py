@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from congener.report import charts, words
-from congener.report.curves import loss_curves, metric_curves
+from congener.report.curves import loss_balance, loss_curves, metric_curves
 from congener.report.data import Arm, Gram, Run, Term, read_run
 from congener.report.svg import Chart, style
 
@@ -92,6 +92,7 @@ def _context(run: Run) -> dict[str, Any]:
         "costs": _costs(run),
         "learning": _learning(run, look),
         "losses": _losses(run, look),
+        "balance": _balance(run),
         "agreement": _agreement(run, look),
         "grams": _grams(run),
         "classes": _classes(run, look),
@@ -183,6 +184,26 @@ def _losses(run: Run, look: Looks) -> dict[str, Any] | None:
         "logarithmic": limits is not None,
         "columns": _columns(len(panels), 3),
     }
+
+
+def _balance(run: Run) -> list[dict[str, Any]]:
+    """The loss balance in words: from the first record to the end."""
+
+    def both(figures: tuple[float | None, float | None], form: str) -> str:
+        said = [words.NOTHING if x is None else format(x, form) for x in figures]
+        return " → ".join(said).replace("-", "\N{MINUS SIGN}")
+
+    return [
+        {
+            "arm": row.arm,
+            "term": row.term,
+            "weighted": both(row.weighted, ".3g"),
+            "gradient": both(row.gradient_norm, ".2g"),
+            "share": both(row.share, ".0%"),
+            "cosine": both(row.cosine, "+.2f"),
+        }
+        for row in loss_balance(run)
+    ]
 
 
 def _agreement(run: Run, look: Looks) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The default system: a student, a frozen teacher, and weighted terms between them.
 
-    total = task_weight · task_loss + Σᵢ weightᵢ · lossᵢ
+    total = task_weight · task_loss + Σᵢ weightᵢ · scheduleᵢ(progress) · lossᵢ
 
 Every published loss that needs nothing but tensors runs through it; so does a student alone (no
 teacher, no terms). *What it owns beyond a loss*: the parameters of the losses that have any.
@@ -8,23 +8,23 @@ teacher, no terms). *What it owns beyond a loss*: the parameters of the losses t
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from congener.errors import RecipeError
-from congener.system import System
+from congener.errors import RecipeError, did_you_mean
+from congener.system import System, TeacherLike
 from congener.taps import Taps
 from congener.task import Task
-from congener.teachers import FrozenTeacher
+from congener.teachers import FrozenTeacher, TeacherGroup
 from congener.types import Batch, Outputs, Progress, StepResult, Term
 
 __all__ = ["Distillation"]
 
 WORDS = {
     "student_logits", "teacher_logits", "student_feature", "teacher_feature",
-    "student_features", "teacher_features", "labels", "mask",
+    "student_features", "teacher_features", "labels", "index", "mask",
 }  # fmt: skip
 
 
@@ -37,10 +37,11 @@ class Distillation(System):
         terms: the distillation terms; their losses are bound by argument name, once, here.
         task: how networks are called, and the supervised loss.
         task_weight: factor of the supervised loss; there is no hidden ``1 - α``.
+        teachers: further teachers by name, for terms that learn ``of`` one of them.
 
     Raises:
         RecipeError: a term without its taps, with taps it does not read, or with two names alike;
-            terms without a teacher.
+            terms without a teacher, or of a teacher that is not there.
         TapError: a tap that does not exist.
     """
 
@@ -52,6 +53,7 @@ class Distillation(System):
         *,
         task: Task,
         task_weight: float = 1.0,
+        teachers: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if terms and teacher is None:
@@ -77,15 +79,27 @@ class Distillation(System):
                 raise RecipeError(f"A term cannot be called {name!r} in PyTorch; rename it.")
         self.losses.update({bound.name: bound.term.loss for bound in self.terms})
         self._taps = Taps(student, [path for bound in self.terms for path in bound.student])
-        self.teacher = None
-        if teacher is not None:
-            paths = [path for bound in self.terms for path in bound.teacher]
-            self.teacher = FrozenTeacher(teacher, task, paths)
+        self.teacher = None if teacher is None else self._ask(teacher, teachers or {})
 
-    @property
-    def weights(self) -> dict[str, float]:
+    def _ask(self, teacher: nn.Module, teachers: Mapping[str, nn.Module]) -> TeacherLike:
+        """The teachers that the terms learn from, each with the taps they read."""
+        asked: dict[str | None, nn.Module] = {None: teacher} | dict(teachers)
+        taps: dict[str | None, list[str]] = {None: []}
+        for bound in self.terms:
+            if bound.term.of not in asked:
+                raise RecipeError(
+                    f"The term {bound.name!r} learns of a teacher {bound.term.of!r} that is not "
+                    f"there; {did_you_mean(str(bound.term.of), teachers)}"
+                )
+            taps.setdefault(bound.term.of, []).extend(bound.teacher)
+        frozen = {of: FrozenTeacher(asked[of], self.task, paths) for of, paths in taps.items()}
+        main = frozen.pop(None)
+        others = {of: each for of, each in frozen.items() if of is not None}
+        return TeacherGroup(main, others) if others else main
+
+    def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
-        return {"task": self.task_weight} | {b.name: b.term.weight for b in self.terms}
+        return {"task": self.task_weight} | {b.name: b.weight(progress) for b in self.terms}
 
     def observe(self, batch: Batch) -> Outputs:
         """Run the student and read its taps."""
@@ -100,8 +114,8 @@ class Distillation(System):
         total = self.task_weight * terms["task"]
         for bound in self.terms:
             assert teacher is not None
-            terms[bound.name] = bound(student, teacher, batch)
-            total = total + bound.term.weight * terms[bound.name]
+            terms[bound.name] = bound(student, teacher, batch, progress)
+            total = total + bound.weight(progress) * terms[bound.name]
         return StepResult(total, terms)
 
 
@@ -133,7 +147,45 @@ class _Bound:
                 "`student` and `teacher`."
             )
 
-    def __call__(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        self.layers = term.layer_weights or (1.0,) * len(self.student)
+        if term.layer_weights and not (self.pairwise and len(self.layers) == len(self.student)):
+            raise RecipeError(
+                f"The term {self.name!r} has {len(term.layer_weights)} `layer_weights` for "
+                f"{len(self.student)} pairs of taps; give one for each pair, to a loss that "
+                "compares one pair at a time."
+            )
+        self._given = {name: self._hyperparameter(name) for name in term.schedules}
+
+    def _hyperparameter(self, name: str) -> float:
+        """What a schedule starts from."""
+        if name == "weight":
+            return self.term.weight
+        value = getattr(self.term.loss, name, None)
+        if not isinstance(value, float):
+            known = [k for k, v in vars(self.term.loss).items() if isinstance(v, float)]
+            raise RecipeError(
+                f"The term {self.name!r} schedules {name!r}, which is no number of its loss; "
+                f"{did_you_mean(name, ['weight', *known])}"
+            )
+        return value
+
+    def _scheduled(self, name: str, progress: Progress) -> float:
+        schedule = self.term.schedules[name]
+        factor = schedule.factor(progress.step, progress.steps, progress.epoch)
+        return self._given[name] * factor
+
+    def weight(self, progress: Progress) -> float:
+        """The factor of this term in the total."""
+        scheduled = "weight" in self._given
+        return self._scheduled("weight", progress) if scheduled else self.term.weight
+
+    def __call__(
+        self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress
+    ) -> Tensor:
+        for name in self._given.keys() - {"weight"}:
+            setattr(self.term.loss, name, self._scheduled(name, progress))
+        if self.term.of is not None:
+            teacher = teacher.members[self.term.of]
         mine = [student.features[path] for path in self.student]
         theirs = [teacher.features[path] for path in self.teacher]
         known: dict[str, Any] = {
@@ -142,12 +194,13 @@ class _Bound:
             "student_features": mine,
             "teacher_features": theirs,
             "labels": batch.get("labels"),
+            "index": batch.get("index"),
         }
         if not self.pairwise:
             return self._call(known)
-        pairs = zip(mine, theirs, strict=True)
         values = [
-            self._call(known | {"student_feature": s, "teacher_feature": t}) for s, t in pairs
+            weight * self._call(known | {"student_feature": s, "teacher_feature": t})
+            for weight, s, t in zip(self.layers, mine, theirs, strict=True)
         ]
         return sum(values[1:], start=values[0])
 

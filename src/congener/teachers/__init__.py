@@ -1,5 +1,6 @@
-"""Who answers for the teacher: ``teacher(batch) -> Outputs``."""
+"""Teachers: ``teacher(batch) -> Outputs``, without gradient."""
 
 from congener.teachers.frozen import FrozenTeacher, fingerprint
+from congener.teachers.group import TeacherGroup
 
-__all__ = ["FrozenTeacher", "fingerprint"]
+__all__ = ["FrozenTeacher", "TeacherGroup", "fingerprint"]

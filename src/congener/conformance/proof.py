@@ -1,0 +1,121 @@
+"""Prove a loss on this machine: its reference vectors, and the contract of every loss."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from congener.catalogue import losses_by_name
+from congener.conformance.cases import Check, check_case, load_arrays, load_cases
+from congener.conformance.contract import CHECKS, measure
+from congener.conformance.methods import METHODS
+from congener.conformance.table import LOSSES, LossCase
+from congener.errors import RecipeError, did_you_mean
+
+__all__ = ["DTYPES", "VECTORS", "Finding", "largest_errors", "table_cases", "vectors_of", "verify"]
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+
+VECTORS: dict[str, tuple[str, ...]] = {
+    "cskd": ("CSKD",),
+    "dist": ("DIST",),
+    "kd": ("KD kl_T2", "KD alpha_kl_plus_ce"),
+    "soft_cross_entropy": ("KD soft_cross_entropy_noT2",),
+    "sp": ("SP",),
+}
+"""The methods, or methods and variants, of the vectors that prove each loss."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The outcome of one vector in one precision, or of one check of the contract.
+
+    Attributes:
+        kind: ``"vector"`` or ``"contract"``.
+        name: the vector's name, or the check's.
+        case: the precision, or the setting of the loss.
+        checks: what was compared; empty where the setting is exempt.
+        reason: why it is exempt.
+    """
+
+    kind: str
+    name: str
+    case: str
+    checks: list[Check]
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was compared is within its limit."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def worst(self) -> Check | None:
+        """The comparison that comes closest to its limit, or is furthest beyond it."""
+        return max(
+            self.checks, key=lambda c: c.error / c.limit if c.limit else c.error, default=None
+        )
+
+
+def verify(name: str) -> Iterator[Finding]:
+    """Run everything that is known to hold for a loss.
+
+    Args:
+        name: its short name or its class name.
+
+    Yields:
+        Each finding as it is made: the vectors in four precisions, then the contract.
+
+    Raises:
+        RecipeError: there is no such loss.
+    """
+    known = losses_by_name()
+    if name not in known:
+        raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
+    for case in vectors_of(known[name].name):
+        arrays = load_arrays(case)
+        for dtype in DTYPES:
+            checks = check_case(case, arrays, dtype)
+            yield Finding("vector", str(case["case"]), dtype, checks)
+    for label, setting in table_cases(known[name]).items():
+        for check in CHECKS:
+            reason = setting.exempt.get(check, "")
+            yield Finding("contract", check, label, measure(check, setting), reason)
+
+
+def vectors_of(name: str) -> list[dict[str, Any]]:
+    """The shipped vectors that prove a loss, by its short name."""
+    wanted = VECTORS.get(name, ())
+    return [
+        case
+        for case in load_cases()
+        if (case["method"], case["variant"]) in METHODS
+        and any(f"{case['method']} {case['variant']} ".startswith(f"{w} ") for w in wanted)
+    ]
+
+
+def table_cases(cls: Any) -> dict[str, LossCase]:
+    """The settings of a loss in the table: those of its class and of the functions beside it."""
+    home = cls.__module__
+    found: dict[str, LossCase] = {}
+    owner = ""
+    for label, case in LOSSES.items():
+        if case.covers:
+            owner = _home(case.covers[0])
+        if owner == home:
+            found[label] = case
+    return found
+
+
+def _home(public: str) -> str:
+    from congener import losses
+
+    module: str = getattr(losses, public).__module__
+    return module.removesuffix("_parts")
+
+
+def largest_errors(findings: list[Finding], dtype: str = "float64") -> tuple[float, float]:
+    """The largest error of a loss, and of a gradient, over the vectors in one precision."""
+    checks = [c for f in findings if f.kind == "vector" and f.case == dtype for c in f.checks]
+    gradients = [check.error for check in checks if check.key.startswith("grad__")]
+    values = [check.error for check in checks if not check.key.startswith("grad__")]
+    return max(values, default=0.0), max(gradients, default=0.0)
