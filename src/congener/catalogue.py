@@ -12,7 +12,17 @@ import congener.losses
 import congener.systems
 from congener.types import Paper
 
-__all__ = ["Entry", "Option", "Page", "describe", "entries", "losses_by_name", "plain"]
+__all__ = [
+    "Entry",
+    "Option",
+    "Page",
+    "describe",
+    "entries",
+    "functions_beside",
+    "losses_by_name",
+    "plain",
+    "read_page",
+]
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ def describe(cls: Any) -> Entry:
     ]  # fmt: skip
     hints = typing.get_type_hints(cls.__init__)
     variants = [
-        str(value)
+        f"{name}={value}"
         for name in ("variant", "kernel", "normalize", "negatives", "divergence", "distance")
         for value in typing.get_args(hints.get(name))
     ]
@@ -134,20 +144,42 @@ def describe(cls: Any) -> Entry:
         zero_at_match=is_loss and cls.zero_at_match,
         variants=variants,
         options=options,
-        functions=_functions_beside(cls) if is_loss else [],
-        page=read_page(inspect.getdoc(sys.modules[cls.__module__]) or ""),
+        functions=functions_beside(cls) if is_loss else [],
+        page=read_page(_documentation(cls)),
     )
 
 
-def _functions_beside(cls: Any) -> list[str]:
-    """The public functions of the class' own file and of its parts."""
-    home = cls.__module__
-    found = {name: getattr(congener.losses, name) for name in congener.losses.__all__}
-    return [
-        name
-        for name, thing in found.items()
-        if inspect.isfunction(thing) and thing.__module__.removesuffix("_parts") == home
+def functions_beside(cls: Any) -> list[str]:
+    """The public functions of a loss' paper: those in the files whose names begin with its own."""
+    modules = {name: getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
+    homes = {module: _home(module, set(modules.values())) for module in modules.values()}
+    others = [
+        loss
+        for loss in set(losses_by_name().values())
+        if homes[loss.__module__] == homes[cls.__module__]
     ]
+    found = []
+    for name, module in modules.items():
+        if inspect.isfunction(getattr(congener.losses, name)):
+            own = {loss for loss in others if loss.__module__ == module} or set(others)
+            if homes[module] == homes[cls.__module__] and (cls in own):
+                found.append(name)
+    return found
+
+
+def _home(module: str, modules: set[str]) -> str:
+    """``crd_parts`` and ``crd_memory`` belong to ``crd``."""
+    return min((m for m in modules if f"{module}_".startswith(f"{m}_")), key=len)
+
+
+def _documentation(cls: Any) -> str:
+    """The docstring of the class' file; where that says little, of its paper's first file."""
+    module = cls.__module__
+    text = inspect.getdoc(sys.modules[module]) or ""
+    if "Conventions" in text or not issubclass(cls, congener.losses.Loss):
+        return text
+    modules = {getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
+    return inspect.getdoc(sys.modules[_home(module, modules)]) or text
 
 
 def _snake(name: str) -> str:

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 
-FLOORS = ("congener.losses", "congener.ops", "congener.types", "congener.errors")
+FLOORS = (
+    "congener.losses",
+    "congener.ops",
+    "congener.types",
+    "congener.errors",
+    "congener.schedules",
+)
 FOREIGN = (
     "accelerate",
     "jinja2",

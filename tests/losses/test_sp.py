@@ -7,6 +7,7 @@ from torch import Tensor
 
 from congener.conformance.table.case import features, logits
 from congener.losses import SPLoss, cskd_batch_loss, sp_loss
+from congener.losses.sp import Normalize
 
 
 def orthogonal(size: int) -> Tensor:
@@ -129,3 +130,49 @@ def test_sp_of_probabilities_is_batch_correlation() -> None:
         rtol=1e-5,
         atol=1e-7,
     )
+
+
+def by_definition(student: Tensor, teacher: Tensor, normalize: str) -> Tensor:
+    """The whole matrices, in which no form of the loss holds a large batch."""
+    if normalize == "features":
+        student, teacher = (x / x.norm(dim=1, keepdim=True) for x in (student, teacher))
+    grams = [x @ x.T for x in (student, teacher)]
+    if normalize == "gram_rows":
+        grams = [x / x.norm(dim=1, keepdim=True) for x in grams]
+    return (grams[0] - grams[1]).square().mean()
+
+
+@pytest.mark.parametrize("normalize", ["gram_rows", "features"])
+@pytest.mark.parametrize("width", [5, 400])
+def test_large_batches(normalize: Normalize, width: int) -> None:
+    generator = torch.Generator().manual_seed(10)
+    student = torch.randn(320, width, generator=generator, dtype=torch.float64)
+    teacher = torch.randn(320, 7, generator=generator, dtype=torch.float64)
+    kept = torch.arange(320) % 5 != 1
+    student.requires_grad_()
+    expected = by_definition(student[kept], teacher[kept], normalize)
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    spoilt = teacher.masked_fill(~kept.unsqueeze(1), torch.nan)
+    found = sp_loss(student, spoilt, normalize=normalize, mask=kept)
+    (gradient,) = torch.autograd.grad(found, student)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-15)
+    each = sp_loss(student, spoilt, normalize=normalize, mask=kept, reduction="none")
+    torch.testing.assert_close(each.sum() / kept.sum(), expected)
+    assert (each[~kept] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_large_batches_in_half_precision(dtype: torch.dtype) -> None:
+    student, teacher = (x.flatten(1).to(dtype) for x in features(11, 400))
+    own = student.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = sp_loss(own, teacher)
+        loss.backward()
+    wide = student.float().requires_grad_()
+    expected = sp_loss(wide, teacher.float())
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    assert own.grad is not None
+    assert wide.grad is not None
+    torch.testing.assert_close(own.grad, wide.grad.to(dtype))

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
+from congener.catalogue import losses_by_name
 from congener.conformance import check_case, load_arrays, load_cases, methods, run_case
+from congener.conformance.proof import VECTORS, vectors_of
 
-CASES = {
-    case["case"]: case
-    for case in load_cases()
-    if (case["method"], case["variant"]) in methods.METHODS
-}
+CASES = {case["case"]: case for case in load_cases()}
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
-def test_every_case_of_the_methods_here_is_run() -> None:
-    ours = {"KD", "SP", "CSKD", "DIST"}
-    assert {case["case"] for case in load_cases() if case["method"] in ours} <= set(CASES)
+def test_every_public_case_is_there_and_proves_a_loss() -> None:
+    assert len(CASES) == 95
+    assert {(case["method"], case["variant"]) for case in CASES.values()} == set(methods.METHODS)
+    assert set(VECTORS) <= set(losses_by_name())
+    claimed = {case["case"] for name in VECTORS for case in vectors_of(name)}
+    assert claimed == set(CASES)
 
 
 @each_case
@@ -36,7 +37,10 @@ def test_within_tolerance(case: dict[str, Any], dtype: str) -> None:
 def test_a_small_error_is_seen(case: dict[str, Any]) -> None:
     arrays = load_arrays(case)
     for key in [key for key in arrays if key == "loss" or key.startswith("grad__")]:
-        spoilt = {**arrays, key: arrays[key] * (1 + 1e-6)}
+        allowed = case["tolerance"]["float64"]["grad" if key.startswith("grad__") else "loss"]
+        if np.abs(arrays[key]).max() < 1e-6:
+            continue  # round-off of a gradient that is exactly zero
+        spoilt = {**arrays, key: arrays[key] * (1 + max(1e-6, 10 * allowed["rtol"]))}
         failed = {check.key for check in check_case(case, spoilt) if not check.passed}
         assert failed == {key}
 

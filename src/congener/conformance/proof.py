@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from congener.catalogue import losses_by_name
+from congener.catalogue import functions_beside, losses_by_name
 from congener.conformance.cases import Check, check_case, load_arrays, load_cases
 from congener.conformance.contract import CHECKS, measure
 from congener.conformance.methods import METHODS
@@ -16,13 +16,47 @@ __all__ = ["DTYPES", "VECTORS", "Finding", "largest_errors", "table_cases", "vec
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 VECTORS: dict[str, tuple[str, ...]] = {
+    "ab": ("AB",),
+    "adain": ("AdaIN-KD stat_plus_adain_eval",),
+    "adain_statistics": ("AdaIN-KD stat_plus_adain_eval",),
+    "at": ("AT",),
+    "cckd": ("CC gaussian_", "CC bilinear_"),
+    "ckd": ("CKD",),
+    "crd": ("CRD",),
     "cskd": ("CSKD",),
     "dist": ("DIST",),
+    "dkd": ("DKD", "LSKD dkd_"),
+    "fitnets": ("FitNets",),
+    "fsp": ("FSP",),
+    "ft": ("FT",),
+    "gkd": ("GKD generalized_", "GKD distillkit_", "GKD distillm_forward_kl",
+            "GKD distillm_reverse_kl", "GKD distillm_js_distance"),
+    "ikd": ("IKD",),
+    "iusp": ("IUSP",),
     "kd": ("KD kl_T2", "KD alpha_kl_plus_ce"),
+    "lskd": ("LSKD",),
+    "mhkd": ("MHKD",),
+    "mixkd": ("MixKD",),
+    "mlld": ("MLLD", "MLLD+LSKD"),
+    "nd": ("ND",),
+    "neighbour_correlation": ("CC repdistiller_",),
+    "nst": ("NST",),
+    "ofd": ("OFD",),
+    "pkt": ("PKT",),
+    "reviewkd": ("ReviewKD",),
+    "rkd": ("RKD",),
+    "simkd": ("SimKD",),
+    "skew_kl": ("GKD distillm_skewed_",),
     "soft_cross_entropy": ("KD soft_cross_entropy_noT2",),
     "sp": ("SP",),
-}
-"""The methods, or methods and variants, of the vectors that prove each loss."""
+    "srrl": ("AdaIN-KD authors_statm_mean_only",),
+    "sskd": ("SSKD",),
+    "sskd_transformed": ("SSKD student_terms",),
+    "stkd": ("STKD",),
+    "total_variation": ("GKD distillm_tv_distance",),
+    "vid": ("VID",),
+}  # fmt: skip
+"""The vectors that prove each loss: a method, alone or with the beginning of its variants."""
 
 
 @dataclass(frozen=True)
@@ -84,33 +118,33 @@ def verify(name: str) -> Iterator[Finding]:
 
 def vectors_of(name: str) -> list[dict[str, Any]]:
     """The shipped vectors that prove a loss, by its short name."""
-    wanted = VECTORS.get(name, ())
     return [
         case
         for case in load_cases()
         if (case["method"], case["variant"]) in METHODS
-        and any(f"{case['method']} {case['variant']} ".startswith(f"{w} ") for w in wanted)
+        and any(_claimed(wanted, case) for wanted in VECTORS.get(name, ()))
     ]
 
 
+def _claimed(wanted: str, case: dict[str, Any]) -> bool:
+    method, _, variant = wanted.partition(" ")
+    return case["method"] == method and str(case["variant"]).startswith(variant)
+
+
 def table_cases(cls: Any) -> dict[str, LossCase]:
-    """The settings of a loss in the table: those of its class and of the functions beside it."""
-    home = cls.__module__
+    """The settings of a loss in the table: those of its class and of the functions beside it.
+
+    A setting that covers no public name belongs to the one before it.
+    """
+    mine = {cls.__name__, *functions_beside(cls)}
     found: dict[str, LossCase] = {}
-    owner = ""
+    belongs = False
     for label, case in LOSSES.items():
         if case.covers:
-            owner = _home(case.covers[0])
-        if owner == home:
+            belongs = bool(mine & set(case.covers))
+        if belongs:
             found[label] = case
     return found
-
-
-def _home(public: str) -> str:
-    from congener import losses
-
-    module: str = getattr(losses, public).__module__
-    return module.removesuffix("_parts")
 
 
 def largest_errors(findings: list[Finding], dtype: str = "float64") -> tuple[float, float]:

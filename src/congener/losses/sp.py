@@ -17,7 +17,8 @@ symbol         argument               default
 
 Conventions
     Mean over the B² entries, diagonal included. The loss of b samples is of order 1/b, so a weight
-    is worth quoting only with its batch size. The task loss is not included.
+    is worth quoting only with its batch size. The task loss is not included. G is never held for a
+    large batch (:mod:`congener.ops.gram`), which changes neither value nor gradient.
 
 Differences from the authors' code
     RepDistiller (b84f547), verified by the paper's author, gives the same value. ``"features"``
@@ -34,9 +35,9 @@ from torch import Tensor
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_features
 from congener.ops.collectives import Scope, batch_size
+from congener.ops.gram import gram_distances
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
-from congener.ops.similarity import gram
 from congener.types import Paper
 
 __all__ = ["SPLoss", "sp_loss"]
@@ -79,17 +80,13 @@ def sp_loss(
     check_reduction(reduction, scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
-        student_gram = _similarities(blank_rows(student, mask), normalize, scope)
-        teacher_gram = _similarities(blank_rows(teacher, mask), normalize, scope)
-        row_sums = (teacher_gram - student_gram).square().sum(dim=1)
+        student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
+        by_rows = normalize == "gram_rows"
+        if not by_rows:
+            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        row_sums = gram_distances(student, teacher, normalize_rows=by_rows, scope=scope)
         per_sample = row_sums / batch_size(student, mask, scope=scope)
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
-
-
-def _similarities(features: Tensor, normalize: Normalize, scope: Scope) -> Tensor:
-    if normalize == "features":
-        return gram(F.normalize(features, dim=1), scope=scope)
-    return F.normalize(gram(features, scope=scope), dim=1)
 
 
 @final

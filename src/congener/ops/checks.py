@@ -9,11 +9,17 @@ from torch import Tensor
 from congener.errors import ShapeError
 
 __all__ = [
+    "check_channels",
     "check_choice",
+    "check_classes",
     "check_features",
     "check_floating",
+    "check_labels",
     "check_logits",
+    "check_maps",
     "check_mask",
+    "check_positive",
+    "check_same_shape",
     "check_temperature",
     "check_temperature_range",
 ]
@@ -79,6 +85,98 @@ def check_features(
     check_mask(mask, student_feature, "student_feature")
 
 
+def check_labels(labels: Tensor, like: Tensor, name: str) -> None:
+    """Labels must be integers, one for each row of ``like``.
+
+    Raises:
+        ShapeError: the labels are not (batch,).
+        ValueError: the labels are not integers.
+    """
+    if tuple(labels.shape) != tuple(like.shape[:1]):
+        raise ShapeError(
+            f"labels {tuple(labels.shape)} must be (batch,) = {tuple(like.shape[:1])} for {name} "
+            f"{tuple(like.shape)}; give one class number for each sample."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, not {labels.dtype}; call .long().")
+
+
+def check_same_shape(
+    student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None, *, way_out: str
+) -> None:
+    """Features must be floating point and of one shape, (batch, ...); the mask must fit.
+
+    Args:
+        student_feature: the student's feature.
+        teacher_feature: the teacher's feature.
+        mask: which samples count, (batch,).
+        way_out: what to do where the shapes differ.
+
+    Raises:
+        ShapeError: the shapes differ, or have too few or too many axes.
+        ValueError: one of the two is not floating point, or the mask is not boolean.
+    """
+    check_features(student_feature, teacher_feature, mask)
+    if student_feature.shape != teacher_feature.shape:
+        raise ShapeError(
+            f"student_feature {tuple(student_feature.shape)} and teacher_feature "
+            f"{tuple(teacher_feature.shape)} must have one shape; {way_out}."
+        )
+
+
+def check_maps(
+    student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+) -> None:
+    """Features must be floating-point maps, (batch, channels, height, width); the mask must fit.
+
+    Raises:
+        ShapeError: the batch sizes differ, or a feature has not four axes.
+        ValueError: one of the two is not floating point, or the mask is not boolean.
+    """
+    check_features(student_feature, teacher_feature, mask)
+    if student_feature.dim() != 4 or teacher_feature.dim() != 4:
+        raise ShapeError(
+            f"student_feature {tuple(student_feature.shape)} and teacher_feature "
+            f"{tuple(teacher_feature.shape)} must be maps, (batch, channels, height, width); "
+            "reshape tokens to a map."
+        )
+
+
+def check_channels(name: str, feature: Tensor, channels: int) -> None:
+    """A feature must have as many channels as the module was built for.
+
+    Raises:
+        ShapeError: it has others.
+    """
+    if feature.dim() < 2 or feature.shape[1] != channels:
+        raise ShapeError(
+            f"{name} {tuple(feature.shape)} must be (batch, {channels}, ...); build the module "
+            "for the channels of the feature."
+        )
+
+
+def check_classes(labels: Tensor, logits: Tensor, mask: Tensor | None = None) -> None:
+    """Labels must be integers, one class of ``logits`` (batch, classes) for each unmasked sample.
+
+    Their range is looked at on the CPU only, and not while compiling: elsewhere it would wait for
+    the device, which refuses such labels itself.
+
+    Raises:
+        ShapeError: the labels are not (batch,).
+        ValueError: they are not integers, or one that counts is no class.
+    """
+    check_labels(labels, logits, "student_logits")
+    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+        return
+    wrong = (labels < 0) | (labels >= logits.shape[1])
+    wrong = wrong if mask is None else wrong & mask
+    if wrong.any():
+        raise ValueError(
+            f"labels must lie in 0…{logits.shape[1] - 1}, not {labels[wrong][0].item()}; leave "
+            "samples without a label out with mask."
+        )
+
+
 def check_mask(mask: Tensor | None, like: Tensor, name: str) -> None:
     """A mask must be boolean, one entry for each row of ``like``.
 
@@ -133,6 +231,16 @@ def check_temperature_range(low_temperature: float, high_temperature: float) -> 
             f"low_temperature {low_temperature} must not exceed high_temperature "
             f"{high_temperature}."
         )
+
+
+def check_positive(name: str, value: float) -> None:
+    """A number must be positive and finite.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{name} must be positive and finite, not {value}.")
 
 
 def check_choice(name: str, value: object, options: Sequence[str]) -> None:

@@ -14,13 +14,21 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from congener.ops.checks import check_choice, check_mask
 from congener.ops.precision import upcast
 
-__all__ = ["Scope", "all_sum", "batch_size", "check_scope", "gather_rows", "global_mean"]
+__all__ = [
+    "Scope",
+    "all_sum",
+    "batch_size",
+    "check_scope",
+    "gather_once",
+    "gather_rows",
+    "global_mean",
+    "rank_sizes",
+]
 
 Scope = Literal["global", "local"]
 """Whose rows a batch is: those of ``"global"``, all processes, or of ``"local"``, this one."""
@@ -84,18 +92,85 @@ def gather_rows(x: Tensor, *, scope: Scope = "global") -> tuple[Tensor, slice]:
     Returns:
         The rows of all processes, with gradient, and the slice that is this process' own.
     """
-    if not _spans_ranks(scope):
+    counts = rank_sizes(x, scope=scope)
+    if counts is None:
         return x, slice(0, x.shape[0])
+    before = sum(counts[: dist.get_rank()])
+    everyone: Tensor = _GatherRows.apply(x, counts)
+    return everyone, slice(before, before + x.shape[0])
+
+
+def rank_sizes(x: Tensor, *, scope: Scope = "global") -> list[int] | None:
+    """How many rows each process has, in rank order; None where no rows but its own are in scope.
+
+    Args:
+        x: rows of this process, (batch, ...).
+        scope: whose rows make the batch.
+    """
+    if not _spans_ranks(scope):
+        return None
     sizes = torch.zeros(_world_size(), dtype=torch.int64, device=x.device)
     sizes[dist.get_rank()] = x.shape[0]
     dist.all_reduce(sizes)
-    counts = sizes.tolist()
-    before, after = sum(counts[: dist.get_rank()]), sum(counts[dist.get_rank() + 1 :])
-    own = slice(before, before + x.shape[0])
-    # Each rank fills its own place among zeros: the sum over ranks is the gathered tensor.
-    numbers = x.to(torch.uint8) if x.dtype == torch.bool else x
-    placed = F.pad(numbers, (0, 0) * (x.dim() - 1) + (before, after))
-    return _sum_over_ranks(placed).to(x.dtype), own
+    counts: list[int] = sizes.tolist()
+    return counts
+
+
+def gather_once(x: Tensor, sizes: list[int] | None) -> Tensor:
+    """Lay the rows of all processes under each other, without gradient.
+
+    Args:
+        x: rows of this process, (batch, ...).
+        sizes: how many rows each process has, from :func:`rank_sizes`; with None, return ``x``.
+    """
+    if sizes is None:
+        return x
+    # Collectives want equal shapes: every rank sends as many rows as the largest has.
+    numbers = x.to(torch.uint8) if x.dtype == torch.bool else x.detach()
+    sent = numbers.new_zeros(max(1, *sizes), *x.shape[1:])
+    sent[: x.shape[0]] = numbers
+    received = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(received, sent)
+    rows = [block[:count] for block, count in zip(received, sizes, strict=True)]
+    return torch.cat(rows).to(x.dtype)
+
+
+def _sum_and_scatter(x: Tensor, sizes: list[int]) -> Tensor:
+    """Sum over the processes; each keeps the sum of the rows that are its own."""
+    blocks = []
+    for rows in torch.split(x, sizes):
+        block = x.new_zeros(max(1, *sizes), *x.shape[1:])
+        block[: rows.shape[0]] = rows
+        blocks.append(block)
+    received = torch.empty_like(blocks[0])
+    dist.reduce_scatter(received, blocks)
+    return received[: sizes[dist.get_rank()]]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Rows of all ranks; the adjoint sums over ranks and scatters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return gather_once(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _ScatterSum.apply(grad, ctx.sizes), None
+
+
+class _ScatterSum(torch.autograd.Function):
+    """The adjoint of :class:`_GatherRows`, and the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        return _sum_and_scatter(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _GatherRows.apply(grad, ctx.sizes), None
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -1,8 +1,24 @@
-"""Dense predictions as rows."""
+"""Dense predictions as rows, and maps of one size."""
 
+from typing import Literal
+
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["pixels_as_rows"]
+__all__ = ["match_sizes", "pixels_as_rows"]
+
+
+def match_sizes(
+    first: Tensor, second: Tensor, *, pool: Literal["average", "max"] = "average"
+) -> tuple[Tensor, Tensor]:
+    """Pool the larger of two maps (batch, channels, height, width) to the smaller, axis by axis."""
+    height = min(first.shape[2], second.shape[2])
+    width = min(first.shape[3], second.shape[3])
+    pooled = F.adaptive_avg_pool2d if pool == "average" else F.adaptive_max_pool2d
+    small, same = (
+        x if x.shape[2:] == (height, width) else pooled(x, (height, width)) for x in (first, second)
+    )
+    return small, same
 
 
 def pixels_as_rows(logits: Tensor) -> Tensor:

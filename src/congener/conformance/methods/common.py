@@ -6,7 +6,17 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Inputs", "Method", "Results", "Settings", "cross_entropy", "given", "layers", "weights"]
+__all__ = [
+    "Inputs",
+    "Method",
+    "Results",
+    "Settings",
+    "cross_entropy",
+    "given",
+    "layers",
+    "share_below_median",
+    "weights",
+]
 
 Inputs = Mapping[str, Tensor]
 Settings = Mapping[str, Any]
@@ -36,3 +46,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The task loss, in at least float32."""
     wide = logits if logits.dtype.itemsize > 2 else logits.float()
     return F.cross_entropy(wide, labels.long())
+
+
+def share_below_median(values: Tensor) -> Tensor:
+    """The mask of MLLD's published trainer, which is this one factor."""
+    return (values <= values.quantile(0.5)).double().mean()

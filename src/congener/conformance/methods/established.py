@@ -12,6 +12,7 @@ from congener.conformance.methods.common import (
     cross_entropy,
     given,
     layers,
+    share_below_median,
 )
 
 __all__ = ["METHODS"]
@@ -79,8 +80,8 @@ def _cskd_trainer(inputs: Inputs, settings: Settings) -> Results:
     ends = given(settings, low_temperature="low_temp", high_temperature="high_temp")
     both = (settings["temperature"], losses.cswt_temperatures(*weak, **ends))
     confidence = torch.softmax(weak[1].detach().double(), dim=1)
-    samples = _share_below_median(confidence.amax(dim=1))
-    classes = _share_below_median(confidence.sum(dim=0))
+    samples = share_below_median(confidence.amax(dim=1))
+    classes = share_below_median(confidence.sum(dim=0))
     labels = inputs["labels"]
     ce = cross_entropy(weak[0], labels) + cross_entropy(strong[0], labels)
     kd = sum(
@@ -93,10 +94,6 @@ def _cskd_trainer(inputs: Inputs, settings: Settings) -> Results:
     terms |= {name: settings["kd_weight"] * x for name, x in (("kd", kd), ("cc", cc), ("bc", bc))}
     total = torch.stack(list(terms.values())).sum()
     return {"loss": total, **{f"out__loss_{name}": term for name, term in terms.items()}}
-
-
-def _share_below_median(values: Tensor) -> Tensor:
-    return (values <= values.quantile(0.5)).double().mean()
 
 
 METHODS: dict[tuple[str, str], Method] = {

@@ -1,7 +1,17 @@
 """Losses of the frames within one utterance."""
 
-from congener.conformance.table.case import LossCase
+from congener import losses
+from congener.conformance.table.case import LossCase, features
 
 __all__ = ["LOSSES"]
 
-LOSSES: dict[str, LossCase] = {}
+LOSSES: dict[str, LossCase] = {
+    # The student's map has 2 frames of 3 · 2 numbers, the teacher's feature 6 frames of 3.
+    "iusp": LossCase(
+        ("IUSPLoss", "iusp_loss"),
+        losses.iusp_loss,
+        make=features,
+        module=losses.IUSPLoss,
+        batch_coupled=False,
+    ),
+}

@@ -1,0 +1,60 @@
+"""NST by matrix products against every pair of channels at every place: value and gradient.
+
+python benchmarks/bench_nst.py [words]
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from harness import Comparison, main, value_and_gradient
+from torch import Tensor
+
+from congener import losses
+
+Pair = tuple[Tensor, Tensor]
+SHAPES = {(64, 64, 8, 8): 0.037, (16, 128, 8, 8): 0.037, (64, 32, 16, 16): 0.06}
+"""(batch, channels, height, width) of stages of CIFAR networks, and the goal: pairs are C²."""
+
+
+def maps(shape: tuple[int, ...]) -> Pair:
+    """Maps after a ReLU, the student's near the teacher's."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(*shape, generator=generator)
+    return (teacher + torch.randn(*shape, generator=generator)).relu(), teacher.relu()
+
+
+def ours(pair: Pair) -> Sequence[Tensor]:
+    return value_and_gradient(losses.nst_loss, *pair)
+
+
+def kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a.unsqueeze(1) * b.unsqueeze(2)).sum(dim=3).square()
+
+
+def broadcast(student: Tensor, teacher: Tensor) -> Tensor:
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
+    return kernel(t, t).mean() + kernel(s, s).mean() - 2 * kernel(s, t).mean()
+
+
+def plain(pair: Pair) -> Sequence[Tensor]:
+    return value_and_gradient(broadcast, *pair)
+
+
+if __name__ == "__main__":
+    main(
+        [
+            Comparison(
+                name=f"nst {'x'.join(map(str, shape))}",
+                inputs=partial(maps, shape),
+                plain=plain,
+                ours=ours,
+                goal=goal,
+                memory_ratio_goal=0.15,
+                rtol=2e-5,
+                rounds=5,
+            )
+            for shape, goal in SHAPES.items()
+        ]
+    )

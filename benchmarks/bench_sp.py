@@ -1,0 +1,107 @@
+"""SP and IUSP against the formula as published code writes it: value and gradient.
+
+python benchmarks/bench_sp.py [words]
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from harness import Comparison, main, value_and_gradient
+from torch import Tensor
+
+from congener import losses
+
+Pair = tuple[Tensor, Tensor]
+
+
+def features(*shape: int, noise: float = 0.5) -> Pair:
+    """Activations after a ReLU, and the teacher's beside noise; a small one: nearly converged."""
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(*shape, generator=generator).relu()
+    student = teacher + noise * torch.randn(*shape, generator=generator)
+    return student.relu(), teacher
+
+
+def ours(loss: Callable[..., Tensor], pair: Pair) -> Sequence[Tensor]:
+    return value_and_gradient(loss, *pair)
+
+
+def plain(loss: Callable[..., Tensor], pair: Pair) -> Sequence[Tensor]:
+    return value_and_gradient(loss, *pair)
+
+
+def sp(student: Tensor, teacher: Tensor) -> Tensor:
+    student_gram = F.normalize(student @ student.T, dim=1)
+    teacher_gram = F.normalize(teacher @ teacher.T, dim=1)
+    return (teacher_gram - student_gram).square().sum() / len(student) ** 2
+
+
+def iusp(student: Tensor, teacher: Tensor) -> Tensor:
+    student_gram = F.normalize(student @ student.mT, dim=2)
+    teacher_gram = F.normalize(teacher @ teacher.mT, dim=2)
+    return (teacher_gram - student_gram).square().mean()
+
+
+def compare_sp(rows: int, width: int, goal: float, **goals: float) -> Comparison:
+    return Comparison(
+        f"sp {rows} x {width}",
+        partial(features, rows, width),
+        partial(plain, sp),
+        partial(ours, losses.sp_loss),
+        goal=goal,
+        rtol=2e-5,
+        rounds=5 if rows > 4000 else 9,
+        **goals,
+    )
+
+
+def compare_iusp(utterances: int, frames: int, width: int, goal: float) -> Comparison:
+    return Comparison(
+        f"iusp {utterances} x {frames} x {width}",
+        partial(features, utterances, frames, width),
+        partial(plain, iusp),
+        partial(ours, losses.iusp_loss),
+        goal=goal,
+        rtol=2e-5,
+    )
+
+
+def alone(rows: int, width: int, **goals: float) -> Comparison:
+    """What the plain form cannot hold."""
+    inputs = partial(features, rows, width)
+    return Comparison(
+        f"sp {rows} x {width}", inputs, None, partial(ours, losses.sp_loss), rounds=3, **goals
+    )
+
+
+COMPARISONS = [
+    compare_sp(128, 64, 1.1),
+    compare_sp(128, 2048, 1.1),
+    compare_sp(1024, 64, 0.3, memory_goal=12),
+    compare_sp(1024, 512, 1.1, memory_goal=30),
+    compare_sp(2048, 512, 0.7, memory_goal=40),
+    compare_sp(8192, 64, 0.02, memory_goal=25),
+    compare_sp(8192, 512, 0.15, memory_goal=90),
+    compare_sp(8192, 2048, 1.1, memory_goal=280),
+    alone(65536, 64, memory_goal=40, seconds_goal=0.4),
+    alone(65536, 512, memory_goal=160, seconds_goal=5),
+    Comparison(
+        "sp 8192 x 64, nearly converged",
+        partial(features, 8192, 64, noise=1e-3),
+        partial(plain, sp),
+        partial(ours, losses.sp_loss),
+        goal=0.035,
+        memory_goal=40,
+        rtol=1e-2,  # plain's own rounding
+        rounds=5,
+    ),
+    compare_iusp(8, 100, 256, 1.1),
+    compare_iusp(8, 497, 256, 1.1),
+    compare_iusp(8, 998, 64, 0.5),
+    compare_iusp(8, 998, 256, 0.9),
+]
+
+if __name__ == "__main__":
+    main(COMPARISONS)

@@ -1,0 +1,272 @@
+"""How far the rows of two Gram matrices are apart, without holding the matrices.
+
+Three forms give the same numbers. With G = A·Aᵀ of the student's rows A and H of the teacher's:
+
+``dense``
+    the definition; it alone can be compiled and differentiated twice.
+``tiled``
+    stripes of G and H, computed again in backward: what is wide costs its products, no memory.
+``moments``
+    ⟨G_i, H_i⟩ = a_i·(AᵀB)·b_i and so on, in the space of the features: for many rows that are not
+    wide. Sums over rows, so that processes exchange features × features once in each direction.
+
+The expanded square of ``moments`` cancels where both matrices agree: there it is computed in
+float64.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from congener.ops.collectives import Scope, all_sum, gather_once, gather_rows, rank_sizes
+
+__all__ = ["Form", "cheapest_form", "gram_distances"]
+
+Form = Literal["dense", "tiled", "moments"]
+
+_EPS = 1e-12
+"""The smallest norm to divide by, that of ``torch.nn.functional.normalize``."""
+_ENTRIES = 2**20
+"""How many entries of a stripe, or of a block of features, may be held at once."""
+_CACHED = 2**18
+"""How many stay in the caches; rows are not cut finer than products are efficient for."""
+_SMALL = 256
+"""Up to so many rows a Gram matrix is no burden."""
+_NEAR = 1e-3
+"""One minus the cosine of the two matrices below which float32 moments lose the difference."""
+_LARGE = 1e18
+"""Moments whose squares float32 cannot hold."""
+
+
+def gram_distances(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    normalize_rows: bool,
+    scope: Scope = "local",
+    form: Form | None = None,
+) -> Tensor:
+    """Squared distance of each row of the student's Gram matrix to the teacher's row.
+
+    Args:
+        student: (..., rows, width), at least float32; leading axes hold separate matrices.
+        teacher: (..., rows, width), of any width and the same type; a constant.
+        normalize_rows: divide each row of the Gram matrices by its norm first.
+        scope: ``"global"`` lays the rows of all processes under each other; no leading axes then.
+        form: how it is computed; by default what the shapes make cheapest.
+
+    Returns:
+        One number for each row of this process, (..., rows).
+
+    >>> student, teacher = torch.tensor([[1.0], [1.0]]), torch.eye(2)
+    >>> gram_distances(student, teacher, normalize_rows=False)  # (1, 1) - (1, 0); (1, 1) - (0, 1)
+    tensor([1., 1.])
+    """
+    sizes = rank_sizes(student, scope=scope)
+    if form is None:
+        widest = max(student.shape[-1], teacher.shape[-1])
+        form = cheapest_form(sum(sizes) if sizes else student.shape[-2], widest, sizes is not None)
+        form = "dense" if torch.compiler.is_compiling() or student.device.type == "mps" else form
+    teacher = teacher.detach()
+    if form == "dense":
+        rows, others = (x @ gather_rows(x, scope=scope)[0].mT for x in (student, teacher))
+        if normalize_rows:
+            rows, others = F.normalize(rows, dim=-1), F.normalize(others, dim=-1)
+        return (others - rows).square().sum(dim=-1)
+    if form == "tiled":
+        distances: Tensor = _Tiled.apply(student, teacher, normalize_rows, sizes)
+        return distances
+    products: Tensor = _Moments.apply(student, teacher, sizes is not None)
+    return _expanded_square(products, normalize_rows).to(student.dtype)
+
+
+def cheapest_form(rows: int, width: int, spans_ranks: bool = False) -> Form:
+    """The form that costs least for so many rows of so many features."""
+    if rows <= _SMALL and not spans_ranks:
+        return "dense"
+    return "moments" if rows > 2 * width and rows > _SMALL else "tiled"
+
+
+def _expanded_square(products: Tensor, normalize_rows: bool) -> Tensor:
+    """|G_i - H_i|² of each row from ⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩, each row by itself."""
+    students, mixed, teachers = products.unbind()
+    if normalize_rows:
+        student_squares, teacher_squares = students.clamp(_EPS**2), teachers.clamp(_EPS**2)
+        students, teachers = students / student_squares, teachers / teacher_squares
+        mixed = mixed / (student_squares.sqrt() * teacher_squares.sqrt())
+    return (students + teachers - 2 * mixed).clamp(min=0)
+
+
+def _blocks(rows: int, entries_of_a_row: int) -> Iterator[slice]:
+    entries = max(1, entries_of_a_row)
+    size = max(_CACHED // entries, min(256, _ENTRIES // entries), 1)
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+class _Tiled(torch.autograd.Function):
+    """Distances of rows, from stripes of both Gram matrices; backward computes them again.
+
+    d L / d a_i = Σ_j V_ij a_j with V = W + Wᵀ, W_ij = own_i · G_ij + other_i · H_ij: beside the
+    features, a rank needs two numbers of each row of the other ranks, and nothing travels back.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, normalize_rows: bool, sizes: list[int] | None
+    ) -> Tensor:
+        columns, teacher_columns = (gather_once(x, sizes) for x in (student, teacher))
+        distances = student.new_empty(student.shape[:-1])
+        student_norms, teacher_norms = torch.ones_like(distances), torch.ones_like(distances)
+        along = torch.zeros_like(distances)
+        for block in _blocks(student.shape[-2], distances[..., :1].numel() * columns.shape[-2]):
+            rows = student[..., block, :] @ columns.mT
+            difference = teacher[..., block, :] @ teacher_columns.mT
+            if normalize_rows:
+                norms = torch.linalg.vector_norm(rows, dim=-1)
+                student_norms[..., block] = norms.clamp(min=_EPS)
+                teacher_norms[..., block] = torch.linalg.vector_norm(difference, dim=-1).clamp(_EPS)
+                rows /= student_norms[..., block, None]
+                difference /= teacher_norms[..., block, None]
+            torch.sub(rows, difference, out=difference)
+            distances[..., block] = torch.linalg.vecdot(difference, difference)
+            if normalize_rows:
+                # what the projection takes out of the gradient; a norm held at _EPS is constant
+                shares = torch.linalg.vecdot(difference, rows)
+                along[..., block] = torch.where(norms >= _EPS, shares, 0)
+        ctx.sizes = sizes
+        ctx.save_for_backward(
+            student, teacher, columns, teacher_columns, student_norms, teacher_norms, along
+        )
+        return distances
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, columns, teacher_columns, *norms, along = ctx.saved_tensors
+        student_norms, teacher_norms = (x.double() for x in norms)
+        weight = 2 * grad.double()
+        own = weight * (1 - along) / student_norms.square()
+        other = -weight / (student_norms * teacher_norms)
+        columns_of = gather_once(torch.stack((own, other), dim=-1), ctx.sizes).unbind(-1)
+        # Rounded now, so that every use of it is of the same number.
+        ratio = (student_norms.sum() / teacher_norms.sum()).to(student.dtype)
+        by_row = [x.to(student.dtype).unsqueeze(-1) for x in _differences(own, other, ratio)]
+        by_column = [
+            x.to(student.dtype).unsqueeze(-2)
+            for x in _differences(columns_of[0], columns_of[1], ratio)
+        ]
+        result = torch.zeros_like(student)
+        with torch.autocast(student.device.type, enabled=False):
+            for block in _blocks(student.shape[-2], own[..., :1].numel() * columns.shape[-2]):
+                # In one process V is symmetric: its lower half is the upper one's mirror image.
+                right = slice(block.start if ctx.sizes is None else 0, None)
+                factors = [
+                    i[..., block, :] + j[..., right] for i, j in zip(by_row, by_column, strict=True)
+                ]
+                rows = student[..., block, :] @ columns[..., right, :].mT
+                others = teacher[..., block, :] @ teacher_columns[..., right, :].mT
+                stripe = factors[0].mul_(torch.addcmul(rows, others, ratio, value=-1))
+                stripe.addcmul_(factors[1], rows).addcmul_(factors[2], others)
+                result[..., block, :] += stripe @ columns[..., right, :]
+                if ctx.sizes is None and block.stop < student.shape[-2]:
+                    below = stripe[..., block.stop - block.start :]
+                    result[..., block.stop :, :] += below.mT @ student[..., block, :]
+        return result, None, None, None
+
+
+def _differences(own: Tensor, other: Tensor, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Write own · G + other · H as x · (G - ratio · H) + y · G + z · H where both nearly cancel.
+
+    Where the student is close to the teacher, G - ratio · H is small, and what is rounded is small.
+    """
+    rest = own + other / ratio
+    close = rest.abs() < own.abs() / 2
+    return (
+        torch.where(close, -other / ratio, 0),
+        torch.where(close, rest, own),
+        torch.where(close, 0, other),
+    )
+
+
+class _Moments(torch.autograd.Function):
+    """⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩ of each row in float64, (3, ..., rows)."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, spans_ranks: bool) -> Tensor:
+        ctx.spans_ranks = spans_ranks
+        moments = _moments(student, teacher, student.dtype, spans_ranks)
+        if student.dtype != torch.float64 and _too_near(*moments):
+            moments = _moments(student, teacher, torch.float64, spans_ranks)
+        squares, mixed, teacher_squares = moments
+        products = student.new_empty(3, *student.shape[:-1], dtype=torch.float64)
+        for block in _feature_blocks(student, teacher):
+            a, b = (x[..., block, :].to(mixed.dtype) for x in (student, teacher))
+            products[0, ..., block] = torch.linalg.vecdot(a @ squares, a)
+            products[1, ..., block] = torch.linalg.vecdot(b @ mixed, a)
+            products[2, ..., block] = torch.linalg.vecdot(b @ teacher_squares, b)
+        ctx.save_for_backward(student, teacher, squares, mixed)
+        return products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, teacher, squares, mixed = ctx.saved_tensors
+        grad = grad.to(mixed.dtype).unsqueeze(-1)
+        result = torch.empty_like(student)
+        with torch.autocast(student.device.type, enabled=False):
+            on_squares, on_mixed = torch.zeros_like(squares), torch.zeros_like(mixed)
+            for block in _feature_blocks(student, teacher):
+                a, b = (x[..., block, :].to(mixed.dtype) for x in (student, teacher))
+                on_squares += (2 * grad[0, ..., block, :] * a).mT @ a
+                on_mixed += (grad[1, ..., block, :] * b).mT @ a
+            on_squares, on_mixed = _sum_over_ranks((on_squares, on_mixed), ctx.spans_ranks)
+            maps = torch.cat((2 * squares, on_squares, mixed, on_mixed), dim=-2)
+            for block in _feature_blocks(student, teacher):
+                a, b = (x[..., block, :].to(mixed.dtype) for x in (student, teacher))
+                rows = (grad[0, ..., block, :] * a, a, grad[1, ..., block, :] * b, b)
+                result[..., block, :] = torch.cat(rows, dim=-1) @ maps
+        return result, None, None
+
+
+def _feature_blocks(student: Tensor, teacher: Tensor) -> Iterator[slice]:
+    matrices = student.shape[:-2].numel()
+    return _blocks(student.shape[-2], matrices * (student.shape[-1] + teacher.shape[-1]))
+
+
+def _moments(
+    student: Tensor, teacher: Tensor, dtype: torch.dtype, spans_ranks: bool
+) -> tuple[Tensor, ...]:
+    """AᵀA, BᵀA and BᵀB of the student's rows A and the teacher's rows B, of all ranks."""
+    leading, width, teacher_width = student.shape[:-2], student.shape[-1], teacher.shape[-1]
+    squares = student.new_zeros(*leading, width, width, dtype=dtype)
+    mixed = student.new_zeros(*leading, teacher_width, width, dtype=dtype)
+    teacher_squares = student.new_zeros(*leading, teacher_width, teacher_width, dtype=dtype)
+    for block in _feature_blocks(student, teacher):
+        a, b = (x[..., block, :].to(dtype) for x in (student, teacher))
+        squares += a.mT @ a
+        mixed += b.mT @ a
+        teacher_squares += b.mT @ b
+    return _sum_over_ranks((squares, mixed, teacher_squares), spans_ranks)
+
+
+def _sum_over_ranks(matrices: tuple[Tensor, ...], spans_ranks: bool) -> tuple[Tensor, ...]:
+    if not spans_ranks:
+        return matrices
+    flat = all_sum(torch.cat([matrix.flatten() for matrix in matrices]))
+    parts = torch.split(flat, [matrix.numel() for matrix in matrices])
+    return tuple(part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True))
+
+
+def _too_near(squares: Tensor, mixed: Tensor, teacher_squares: Tensor) -> bool:
+    """Whether float32 would lose what tells some pair of Gram matrices apart, or overflow.
+
+    ⟨G, H⟩ = |BᵀA|²; every rank has the same moments, so that all decide alike.
+    """
+    norms = [torch.linalg.matrix_norm(x.double()) for x in (squares, mixed, teacher_squares)]
+    apart = 1 - norms[1].square() / (norms[0] * norms[2]) >= _NEAR  # false where it is 0 / 0
+    small = (norms[0] < _LARGE) & (norms[2] < _LARGE)
+    return not bool((apart & small).all())
