@@ -14,16 +14,16 @@ demo: $(READY)
 
 # One thread each: two test processes on two cores would else wait for each other's threads.
 test: $(READY) lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-all: $(READY) lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 docs: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
 
 bench: $(READY)
-	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
+	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
 
 lint: $(READY)
 	$(BIN)/ruff check .

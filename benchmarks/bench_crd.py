@@ -66,7 +66,7 @@ COMPARISONS = [
         memory_ratio_goal=memory,
         rtol=1e-4,
     )
-    for batch, negatives, goal, memory in ((64, 16_384, 0.2, 0.05), (64, 1024, None, None))
+    for batch, negatives, goal, memory in ((64, 16_384, 0.106, 0.05), (64, 1024, None, None))
 ]
 
 if __name__ == "__main__":

@@ -120,12 +120,12 @@ if __name__ == "__main__":
     main(
         [
             comparison("RKD angle", rkd_angle, ANGLE, (64, 128), 0.25),
-            comparison("RKD angle", rkd_angle, ANGLE, (256, 128), 0.2, 0.05),
-            comparison("RKD angle", rkd_angle, ANGLE, (256, 512), 0.1, 0.05, rounds=5),
+            comparison("RKD angle", rkd_angle, ANGLE, (256, 128), 0.17, 0.05),
+            comparison("RKD angle", rkd_angle, ANGLE, (256, 512), 0.055, 0.05, rounds=5),
             comparison("RKD distance", rkd_distance, DISTANCE, (256, 128), 1.0),
-            comparison("RKD distance", rkd_distance, DISTANCE, (4096, 128), 1.0, 0.1, rounds=5),
+            comparison("RKD distance", rkd_distance, DISTANCE, (4096, 128), 0.72, 0.1, rounds=5),
             comparison("PKT", pkt, losses.pkt_loss, (256, 128), 1.0),
-            comparison("PKT", pkt, losses.pkt_loss, (4096, 128), 1.0, 0.1, rounds=5),
+            comparison("PKT", pkt, losses.pkt_loss, (4096, 128), 0.8, 0.1, rounds=5),
             comparison("CCKD", cckd, losses.cckd_loss, (256, 128), 1.0),
             comparison("CCKD", cckd, losses.cckd_loss, (4096, 128), 1.0, 0.1, rounds=5),
             comparison("CCKD by rows", cckd_row_by_row, losses.cckd_loss, (256, 128), 0.1),

@@ -85,7 +85,7 @@ COMPARISONS = [
     compare_sp(8192, 64, 0.02, memory_goal=25),
     compare_sp(8192, 512, 0.15, memory_goal=90),
     compare_sp(8192, 2048, 1.1, memory_goal=280),
-    alone(65536, 64, memory_goal=40, seconds_goal=0.4),
+    alone(65536, 64, memory_goal=20, seconds_goal=0.15),
     alone(65536, 512, memory_goal=160, seconds_goal=5),
     Comparison(
         "sp 8192 x 64, nearly converged",

@@ -150,26 +150,27 @@ def describe(cls: Any) -> Entry:
 
 
 def functions_beside(cls: Any) -> list[str]:
-    """The public functions of a loss' paper: those in the files whose names begin with its own."""
-    modules = {name: getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
-    homes = {module: _home(module, set(modules.values())) for module in modules.values()}
-    others = [
-        loss
-        for loss in set(losses_by_name().values())
-        if homes[loss.__module__] == homes[cls.__module__]
+    """The public functions of a loss' paper, but those in the file of another of its losses."""
+    modules = _public_modules()
+    others = {loss.__module__ for loss in losses_by_name().values()} - {cls.__module__}
+    home = _home(cls.__module__)
+    return [
+        name
+        for name, module in modules.items()
+        if _home(module) == home
+        and module not in others
+        and inspect.isfunction(getattr(congener.losses, name))
     ]
-    found = []
-    for name, module in modules.items():
-        if inspect.isfunction(getattr(congener.losses, name)):
-            own = {loss for loss in others if loss.__module__ == module} or set(others)
-            if homes[module] == homes[cls.__module__] and (cls in own):
-                found.append(name)
-    return found
 
 
-def _home(module: str, modules: set[str]) -> str:
+def _public_modules() -> dict[str, str]:
+    return {name: getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
+
+
+def _home(module: str) -> str:
     """``crd_parts`` and ``crd_memory`` belong to ``crd``."""
-    return min((m for m in modules if f"{module}_".startswith(f"{m}_")), key=len)
+    known = set(_public_modules().values())
+    return min((m for m in known if f"{module}_".startswith(f"{m}_")), key=len)
 
 
 def _documentation(cls: Any) -> str:
@@ -178,8 +179,7 @@ def _documentation(cls: Any) -> str:
     text = inspect.getdoc(sys.modules[module]) or ""
     if "Conventions" in text or not issubclass(cls, congener.losses.Loss):
         return text
-    modules = {getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
-    return inspect.getdoc(sys.modules[_home(module, modules)]) or text
+    return inspect.getdoc(sys.modules[_home(module)]) or text
 
 
 def _snake(name: str) -> str:

@@ -178,7 +178,9 @@ def show(
         raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
     entry = describe(known[name])
     console = Console(highlight=False)
-    console.print(f"[bold]{entry.class_name}[/] ({escape(entry.name)})  {escape(str(entry.paper))}")
+    paper, _, address = str(entry.paper).rpartition(" ")
+    console.print(f"[bold]{entry.class_name}[/] ({escape(entry.name)})  {escape(paper)}")
+    console.print(address, overflow="ignore", no_wrap=True)
     console.print(f"\n  {escape(str(entry.equation))}\n")
     facts = {
         "family": entry.family,
@@ -223,9 +225,7 @@ def verify(
 
     console = Console(highlight=False)
     if name is None:
-        console.print(
-            "[dim]largest error of a vector in float64 (loss, gradient); checks passed[/]"
-        )
+        console.print("[dim]largest relative error in float64 (loss, gradient); checks passed[/]")
         names = sorted({loss.name for loss in losses_by_name().values()})
         failed = [each for each in names if not _verified(console, each, list(prove(each)))]
         if failed:
@@ -243,13 +243,19 @@ def _verified(console: Console, name: str, findings: "list[Finding]") -> bool:
 
     loss, gradient = largest_errors(findings)
     vectors = {f.name for f in findings if f.kind == "vector"}
-    shown = f"{loss:.0e}, {gradient:.0e}" if vectors else "no vectors"
+    shown = f"{loss:.0e}, {gradient:.0e}" if vectors else ""
     passed = [finding.passed for finding in findings]
     mark = "[green]ok[/]" if all(passed) else "[bold red]failed[/]"
     table = Table.grid(padding=(0, 2, 0, 0))
     for width in (26, 10, 14, 14):
         table.add_column(width=width)
-    cells = (name, f"{len(vectors)} vectors", shown, f"{sum(passed)}/{len(passed)} checks", mark)
+    cells = (
+        name,
+        f"{len(vectors)} vector{'s' * (len(vectors) != 1)}",
+        shown,
+        f"{sum(passed)}/{len(passed)} checks",
+        mark,
+    )
     table.add_row(*cells)
     console.print(table)
     return all(passed)

@@ -28,7 +28,7 @@ CASES = [
     ("missing name", KD, "{temperature: 4}",
      r"line 14: the key 'arms.kd.terms.0.loss.name' is missing\."),
     ("loss", "loss: sp\n", "loss: spp\n",
-     r"line 18: There is no loss named 'spp'; did you mean 'sp'\?"),
+     r"line 18: There is no loss named 'spp'; did you mean 'sp' or 'fsp' or 'iusp'\?"),
     ("network", STUDENT, "mpl", r"line 9: There is no network named 'mpl'; did you mean 'mlp'\?"),
     ("teacher", "  name: mlp\n", "  name: mpl\n",
      r"line 5: There is no network named 'mpl'; did you mean 'mlp'\?"),
@@ -217,7 +217,10 @@ def test_names_nearby_are_offered(tmp_path, congener, monkeypatch) -> None:
     refused(congener("run", "deno"), r"There is no recipe 'deno'; did you mean 'demo'")
     refused(congener("run", "demo.yaml"), r"There is no recipe 'demo.yaml'; did you mean 'demo'")
     refused(congener("run", "."), r"Cannot read the recipe \.: Is a directory\.")
-    refused(congener("show", "spp"), r"There is no loss named 'spp'; did you mean 'sp'\?")
+    refused(
+        congener("show", "spp"),
+        r"There is no loss named 'spp'; did you mean 'sp' or 'fsp' or 'iusp'\?",
+    )
     refused(congener("show", ""), r"There is no loss named ''; known: ")
     assert names() == []
 

@@ -132,6 +132,10 @@ def takes_anything(call: Any, student: Tensor, teacher: Tensor, **options: Any) 
     return call(student[:rows], teacher[:rows], **options)
 
 
+def swallows_nan(call: Any, student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+    return call(student.nan_to_num(), teacher.nan_to_num(), **options)
+
+
 class Wrong(nn.Module):
     """A module around KD with one fault."""
 
@@ -180,6 +184,7 @@ BROKEN: dict[str, tuple[LossCase, LossCase]] = {
     "coupling_is_declared": (SP, replace(SP, batch_coupled=False)),
     "scopes_agree_in_one_process": (KD, spoil(KD, local_is_other)),
     "wrong_arguments_are_told": (KD, spoil(KD, takes_anything)),
+    "not_a_number_is_told": (KD, spoil(KD, swallows_nan)),
     "module_is_function": (KD, module("other temperature")),
     "module_keeps_its_state_and_copies": (KD, module("remembers")),
     "every_parameter_of_the_module_learns": (KD, module("idle")),

@@ -6,15 +6,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tests.contract.projectors import run_modules
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from congener import losses
 from congener.conformance.table import LOSSES, LossCase
-from congener.ops.collectives import all_sum, batch_size, gather_rows, global_mean
+from congener.ops.collectives import (
+    all_sum,
+    batch_size,
+    gather_rows,
+    global_mean,
+    lone_sample_expected,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
-TYPES = (torch.float64, torch.float32)
+TYPES = {torch.float64: REDUCTIONS, torch.float32: ("mean",)}
 ROWS = 7
 
 
@@ -46,17 +53,17 @@ def score_losses(own: slice) -> dict[str, Any]:
     """Value, and gradient of what each rank makes of it, of every loss."""
     results: dict[str, Any] = {}
     for name, case in LOSSES.items():
-        for dtype in TYPES:
+        for dtype, reductions in TYPES.items():
             student, teacher = inputs_of(case, dtype)
             for masked in (False, True):
                 mask = mask_of()[own] if masked else None
-                for reduction in REDUCTIONS:
+                for reduction in reductions:
                     mine = student[own].clone().requires_grad_()
                     value = case.call(mine, teacher[own], mask=mask, reduction=reduction)
                     weighed(value, own).backward()
                     results[f"{name}/{dtype}/{masked}/{reduction}"] = (value.detach(), mine.grad)
         student, teacher = inputs_of(case)
-        with torch.no_grad():
+        with torch.no_grad(), lone_sample_expected():
             value = case.call(student[own], teacher[own], scope="local")
         results[f"{name}/local"] = value
     return results
@@ -133,6 +140,7 @@ def work(rank: int, sizes: tuple[int, ...], folder: str) -> None:
     )
     own = own_rows(sizes, rank)
     results = score_losses(own) | score_temperatures(own) | use_collectives(own, rank)
+    results |= run_modules(own)
     if len(sizes) == 2:  # the wrapper alone takes seconds to load
         results |= train_with_ddp(own)
     torch.save(results, Path(folder) / f"{rank}.pt")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from congener.conformance.table import LOSSES, LossCase
 from congener.engine.accumulate import accumulated_step
+from congener.ops.collectives import lone_sample_expected
 from congener.system import System
 from congener.types import Batch, Outputs, Progress, StepResult
 
@@ -71,6 +72,7 @@ def test_eight_pieces_are_one(case: LossCase) -> None:
     assert error(pieces_gradients, gradients) <= max(1e-6, 4 * noise)
 
 
+@lone_sample_expected()
 def test_the_mean_over_pieces_would_be_seen() -> None:
     case = LOSSES["sp"]
     value, gradients = step(case, torch.float64, 1)

@@ -6,11 +6,15 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing
-from tests.contract import distributed
-from torch import Tensor
+from tests.contract import distributed, projectors
+from torch import Tensor, nn
 
 from congener import losses
 from congener.conformance.table import LOSSES
+from congener.ops.collectives import lone_sample_expected
+
+# The ranks of a split are started once: on one worker.
+pytestmark = pytest.mark.xdist_group("ranks")
 
 Results = list[dict[str, Any]]
 
@@ -63,9 +67,9 @@ def off(actual: Tensor, expected: Tensor) -> float:
 def test_processes_equal_one(name: str, masked: bool, ranks: tuple[Any, Results]) -> None:
     """To 1e-10 in float64; in float32 to 1e-6, or to a few times its own distance from float64."""
     sizes, results = ranks
-    for reduction in distributed.REDUCTIONS:
-        exact = one_process(name, torch.float64, masked, reduction)
-        for dtype in distributed.TYPES:
+    for dtype, reductions in distributed.TYPES.items():
+        for reduction in reductions:
+            exact = one_process(name, torch.float64, masked, reduction)
             key = f"{name}/{dtype}/{masked}/{reduction}"
             value, gradient = expected = one_process(name, dtype, masked, reduction)
             floor = 1e-10 if dtype == torch.float64 else 1e-6
@@ -89,12 +93,42 @@ def test_a_loss_of_the_own_rows_would_be_seen(ranks: tuple[Any, Results]) -> Non
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@lone_sample_expected()
 def test_local_scope_is_the_own_batch(name: str, ranks: tuple[Any, Results]) -> None:
     sizes, results = ranks
     student, teacher = LOSSES[name].make(21, batch=distributed.ROWS)
     for rank, result in enumerate(results):
         own = distributed.own_rows(sizes, rank)
         assert_close(result[f"{name}/local"], LOSSES[name].call(student[own], teacher[own]))
+
+
+@pytest.mark.parametrize("name", projectors.modules())
+def test_projectors_normalise_the_global_batch(name: str, ranks: tuple[Any, Results]) -> None:
+    _, results = ranks
+    value, gradients, buffers = projectors.run_modules(slice(None))[f"module {name}"]
+    found = [result[f"module {name}"] for result in results]
+    for rank in found:
+        assert_close(rank[0], value)
+        assert rank[2].keys() == buffers.keys()
+        for key, buffer in buffers.items():
+            assert_close(rank[2][key], buffer)
+    for number, gradient in enumerate(gradients):
+        assert_close(torch.stack([rank[1][number] for rank in found]).mean(dim=0), gradient)
+
+
+def test_projectors_may_normalise_the_own_batch(ranks: tuple[Any, Results]) -> None:
+    sizes, results = ranks
+    for rank, result in enumerate(results):
+        own = projectors.maps(7, 3, 2, 2)[distributed.own_rows(sizes, rank)]
+        norm = nn.BatchNorm2d(3).double()
+        if len(own):
+            norm(own)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        for found, wanted in zip(
+            result["local statistics"], (norm.running_mean, norm.running_var), strict=True
+        ):
+            assert_close(found, wanted)
 
 
 def test_temperatures(ranks: tuple[Any, Results]) -> None:

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+from safetensors.torch import save_file
 
 from congener import api
 from congener.catalogue import losses_by_name
 from congener.cli import _shipped, app
 from congener.recipe import load_recipe
+from congener.tasks.image_classification import ImageClassification
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -83,7 +85,10 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("block", in_language("yaml"))
-def test_a_recipe_is_valid(block: Block, tmp_path: Path) -> None:
+def test_a_recipe_is_valid(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = ImageClassification(data="mnist1d").build_model("cnn1d")
+    save_file(second.state_dict(), "second.safetensors")
     path = tmp_path / "recipe.yaml"
     path.write_text(block.code, encoding="utf-8")
     api.validate(load_recipe(path))
@@ -105,7 +110,7 @@ def test_the_readme_shows_all_of_it() -> None:
     readme = [b for b in BLOCKS if b.place.startswith("README.md")]
     assert {"python", "yaml", "bash"} <= {b.language for b in readme}
     words = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert {"run", "validate", "list", "show", "report"} <= {w[1] for w in words}
+    assert {"run", "validate", "list", "show", "verify", "report"} <= {w[1] for w in words}
     for name in {loss.name for loss in losses_by_name().values()}:
         assert f"`{name}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -257,3 +257,28 @@ def test_the_balance_is_recorded_every_so_many_steps(accumulate: int) -> None:
         # in pieces the task's gradient does not reach the taps
         assert (event["terms"]["sp"]["cosine"] is None) is (accumulate > 1)
     assert records(0) == ([], trained)  # and the record leaves training alone
+
+
+class Poison(nn.Module):
+    """A student whose logits become NaN at one of its calls."""
+
+    def __init__(self, call: int) -> None:
+        super().__init__()
+        self.net, self.calls, self.call = student_net(norm=False), 0, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.net(x)
+        return logits * (math.nan if self.calls == self.call + 1 else 1.0)
+
+
+def test_a_loss_that_refuses_nan_is_told_with_its_step() -> None:
+    task = TinyTask()
+    system = Distillation(Poison(3), teacher_net(), [Term(KDLoss())], task=task)
+    with pytest.raises(NonFiniteLossError) as error:
+        train(system, config(), name="kd/0")
+    assert str(error.value) == (
+        "The loss term 'kd': An input of the loss is NaN for sample 0 and 7 more of 8; look at "
+        "what computed it (a diverging network, a division by zero), or leave such samples out "
+        "with `mask` (step 3 of 'kd/0'; the weights were left as they were before it)."
+    )

@@ -242,6 +242,8 @@ def test_errors() -> None:
         adain(student, teacher[:, 2:])
     with pytest.raises(ValueError, match="feature must be floating point"):
         channel_statistics(student.long())
+    with pytest.raises(ShapeError, match=r"feature \(4,\) .* 2 to 5 axes"):
+        channel_statistics(random(4))
     with pytest.raises(ShapeError, match=r"restyled_logits \(3, 5\) .* \(3, 4\)"):
         adain_loss(random(3, 5), random(3, 4))
     with pytest.raises(ValueError, match="'ce' compares with the labels"):

@@ -19,6 +19,7 @@ from congener.losses import (
 )
 from congener.losses.cckd_parts import kernel_values
 from congener.ops import relations
+from congener.ops.collectives import lone_sample_expected
 
 Kernel = Literal["rbf", "bilinear", "mmd"]
 
@@ -157,6 +158,14 @@ def test_blocks_change_nothing(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(found, whole[1])
 
 
+def test_masked_samples_have_no_mean() -> None:
+    student, teacher = (x.flatten(1) + 1 for x in features(4))
+    mask = torch.arange(7) % 3 != 1
+    found = cckd_loss(student, teacher, kernel="mmd", normalize=False, mask=mask)
+    expected = oracle(rows(student[mask]), rows(teacher[mask]), "mmd", normalize=False)
+    assert golden.close(found, expected)
+
+
 def test_a_sample_of_zeros_has_no_direction() -> None:
     student, teacher = (x.flatten(1) for x in features(5))
     student[2] = 0
@@ -166,9 +175,11 @@ def test_a_sample_of_zeros_has_no_direction() -> None:
     assert found.abs().max() < 1
 
 
-@pytest.mark.parametrize("wrong", [{"gamma": 0.0}, {"gamma": math.nan}, {"order": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"gamma": 0.0}, {"gamma": math.nan}, {"order": -1}, {"order": 1.5}]
+)
 def test_wrong_kernels_are_told(wrong: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="gamma must be positive and order at least 0"):
+    with pytest.raises(ValueError, match="gamma must be positive and order 0, 1, 2, …"):
         cckd_loss(*features(6), **wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="kernel must be one of"):
         CCKDLoss("cubic")  # type: ignore[arg-type]
@@ -209,6 +220,7 @@ def test_neighbours_are_found_after_masked_samples_are_left_out() -> None:
     torch.testing.assert_close(per_sample, expected)
 
 
+@lone_sample_expected()
 def test_neighbours_of_a_lone_sample() -> None:
     student, teacher = pooled(10, batch=1)
     assert neighbour_correlation_loss(student, teacher) == 0

@@ -1,6 +1,7 @@
 """CKD: whom it tells apart, and what leaves it unchanged."""
 
 from math import exp, log, sqrt
+from typing import Literal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from congener.conformance.table.case import logits
 from congener.losses import CKDLoss, ckd_loss
+from congener.ops.collectives import lone_sample_expected
 
 Rows = list[list[float]]
 
@@ -30,6 +32,7 @@ def oracle(student: Rows, teacher: Rows, tau: float, variant: str = "authors") -
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("variant", ["authors", "paper"])
 @pytest.mark.parametrize("tau", [0.1, 1.0, 2.0])
+@lone_sample_expected()
 def test_oracle(batch: int, variant: str, tau: float) -> None:
     student, teacher = logits(0, batch)
     expected = oracle(student.tolist(), teacher.tolist(), tau, variant)
@@ -89,6 +92,7 @@ def test_a_shift_changes_it() -> None:
     assert not torch.isclose(ckd_loss(student + 2, teacher), ckd_loss(student, teacher), rtol=1e-3)
 
 
+@lone_sample_expected()
 def test_lone_sample_has_no_one_to_be_told_from() -> None:
     student, teacher = logits(4, 1)
     student.requires_grad_()
@@ -161,3 +165,17 @@ def test_masked_candidates_are_no_candidates() -> None:
 def test_unknown_variant_is_told() -> None:
     with pytest.raises(ValueError, match="variant must be one of 'authors', 'paper'"):
         ckd_loss(*logits(9), variant="student")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("variant", ["authors", "paper"])
+def test_zero_logits_point_nowhere(
+    dtype: torch.dtype, variant: Literal["authors", "paper"]
+) -> None:
+    student, teacher = (x.to(dtype) for x in logits(15))
+    student[2] = 0
+    student.requires_grad_()
+    ckd_loss(student, teacher, variant=variant).backward()
+    assert student.grad is not None
+    assert not student.grad[2].any()
+    assert 0 < student.grad.abs().max() < 10

@@ -322,5 +322,11 @@ def test_maps_are_flattened_and_what_does_not_fit_is_told() -> None:
         module()(student, teacher, index.double(), chosen)
     with pytest.raises(ValueError, match="contrast_index must be int64"):
         crd_loss(*embeddings(0), chosen.int(), *banks())
+    with pytest.raises(ValueError, match="index must lie in 0…10, not 11; give each training"):
+        module()(student, teacher, index + (index == 10), chosen)
+    with pytest.raises(ValueError, match="negatives must be at least 1, not 0"):
+        crd_contrast_index(index, torch.arange(11), step=0, negatives=0)
+    with pytest.raises(ValueError, match="momentum must lie between 0 and 1, not 3"):
+        CRDLoss(4, 6, 11, momentum=3.0)
     with pytest.raises(ValueError, match="momentum must lie between 0 and 1, not 2"):
         crd_update(banks()[0], embeddings(0)[0], INDEX, momentum=2)

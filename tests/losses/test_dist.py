@@ -8,6 +8,7 @@ from tests.losses import golden, oracles
 from congener.conformance.table.case import dense_logits, logits
 from congener.errors import ShapeError
 from congener.losses import DISTLoss, dist_inter_loss, dist_intra_loss, dist_loss
+from congener.ops.collectives import lone_sample_expected
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0])
@@ -109,6 +110,7 @@ def test_two_classes_have_no_inter_class_gradient() -> None:
     assert student.grad.abs().max() < 1e-5
 
 
+@lone_sample_expected()
 def test_one_sample_has_an_intra_class_term_of_one() -> None:
     student, teacher = logits(6, batch=1)
     student.requires_grad_()

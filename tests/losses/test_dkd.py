@@ -164,15 +164,33 @@ def test_samples_without_a_label_are_masked() -> None:
     student, teacher = logits(8)
     labels = LABELS.clone()
     labels[2:4] = -100
-    with pytest.raises(ValueError, match=r"labels must lie in 0…4, not -100; .* with mask"):
-        dkd_loss(student, teacher, labels)
-    expected = dkd_loss(*(torch.cat((x[:2], x[4:])) for x in (student, teacher, labels)))
-    torch.testing.assert_close(dkd_loss(student, teacher, labels, mask=labels >= 0), expected)
+    student[2] = torch.nan
+    own = student.requires_grad_()
+    for loss in (dkd_loss, tckd_loss, nckd_loss):
+        expected = loss(*(torch.cat((x[:2], x[4:])) for x in (student, teacher, labels)))
+        torch.testing.assert_close(loss(student, teacher, labels), expected)
+        one_more = torch.arange(7) != 6
+        expected = loss(*(torch.cat((x[:2], x[4:6])) for x in (student, teacher, labels)))
+        torch.testing.assert_close(loss(student, teacher, labels, mask=one_more), expected)
+        loss(own, teacher, labels, reduction="none").sum().backward()
+    assert own.grad is not None
+    assert own.grad.isfinite().all()
+    assert (own.grad[2:4] == 0).all()
+    assert dkd_loss(own, teacher, torch.full_like(labels, -1)) == 0
+
+
+def test_large_logits_keep_float32s_precision() -> None:
+    """log Σ exp of the others lies beside ±1e4 only if it is not shifted first."""
+    student, teacher = (1e4 * x.sign() for x in logits(10))
+    for loss in (tckd_loss, nckd_loss):
+        wide = loss(student, teacher, LABELS)
+        found = loss(student.float(), teacher.float(), LABELS)
+        torch.testing.assert_close(found.double(), wide, rtol=1e-6, atol=0)
 
 
 def test_bad_labels_are_told() -> None:
     student, teacher = logits(9)
-    with pytest.raises(ValueError, match="labels must lie in 0…4, not 5"):
+    with pytest.raises(ValueError, match=r"labels must lie in 0…4, not 5; mark .* by a negative"):
         DKDLoss()(student, teacher, LABELS + 1)
     with pytest.raises(ShapeError, match=r"labels \(5,\) must be \(batch,\) = \(7,\)"):
         dkd_loss(student, teacher, LABELS[:5])

@@ -242,6 +242,19 @@ def test_masked_contexts_get_no_gradient() -> None:
     assert context.grad.isfinite().all()
 
 
+def test_foreground_is_a_constant() -> None:
+    student, teacher = maps(14)
+    places = marks().requires_grad_()
+    fgd_loss(student.requires_grad_(), teacher, places).backward()
+    assert places.grad is None
+
+
+def test_the_smallest_context_has_one_hidden_channel_and_no_idle_bias() -> None:
+    block = FGDLoss(1, 1).double().contexts.teacher  # type: ignore[union-attr]
+    assert block.transform[0].out_features == 1  # type: ignore[union-attr, index]
+    assert block.shares.bias is None  # type: ignore[union-attr]
+
+
 def test_foreground_by_hand() -> None:
     found = marks()
     # image 1 on a map of 10-pixel places: columns 1…3, rows 0…3 (12 places, one row outside the
@@ -281,6 +294,7 @@ def test_foreground_of_nothing_and_of_whole_numbers() -> None:
     assert fgd_foreground([], [], (3, 5)).shape == (0, 3, 5)
     whole = fgd_foreground([BOXES[0].long()], [(30, 50)], (3, 5))
     torch.testing.assert_close(whole, fgd_foreground(BOXES[:1], [(30, 50)], (3, 5)))
+    assert fgd_foreground([BOXES[0].half()], [(30, 50)], (3, 5)).dtype == torch.float32
 
 
 def test_refusals() -> None:
@@ -291,6 +305,8 @@ def test_refusals() -> None:
         fgd_loss(student, teacher, marks() > 0)
     with pytest.raises(ShapeError, match=r"a context \(3, 5\) must be .* \(3, 4\)"):
         fgd_loss(student, teacher, marks(), torch.zeros(3, 5))
+    with pytest.raises(ShapeError, match=r"teacher_feature \(3, 4, 3, 5\) must be \(batch, 5,"):
+        FGDLoss(4, 5).double()(student, teacher, marks())
     with pytest.raises(ValueError, match="weights must be four numbers"):
         FGDLoss(4, 4, (1.0, 2.0))
     with pytest.raises(ValueError, match="weights must be one of 'one_stage'"):

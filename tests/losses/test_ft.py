@@ -163,6 +163,7 @@ def test_errors() -> None:
         FTLoss(3, 6).double()(student, teacher[:, :, ::2])
     with pytest.raises(ShapeError, match=r"teacher_feature \(4, 3, 4, 4\) must be \(batch, 6"):
         Paraphraser(6, 3).double().reconstruction_loss(student)
-    with pytest.raises(ValueError, match=r"rate 0.01 of 6 channels leaves none"):
-        FTLoss(3, 6, 0.01)
+    for rate in (0.01, 0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"rate {rate} of 6 channels leaves none"):
+            FTLoss(3, 6, rate)
     assert Translator(3, 2).double()(student).shape == (4, 2, 4, 4)

@@ -7,6 +7,7 @@ import torch
 from tests.losses import golden, oracles
 from torch import Tensor
 
+from congener.conformance import run_case
 from congener.conformance.table.case import logits
 from congener.errors import ShapeError
 from congener.losses import GKDLoss, gkd_loss, kd_loss
@@ -208,3 +209,63 @@ def test_what_is_wrong_is_told() -> None:
         gkd_loss(student, teacher[..., :5])
     with pytest.raises(ShapeError, match=r"mask \(5,\) must be \(5, 4\)"):
         gkd_loss(student, teacher, mask=MASK[:, 0])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_tokens_that_both_exclude_are_as_in_kd(beta: float) -> None:
+    student, teacher = (x[0] for x in tokens(20))
+    kept = gkd_loss(student[:, 1:], teacher[:, 1:], beta=beta)
+    student[:, 0] = teacher[:, 0] = -torch.inf
+    own = student.requires_grad_()
+    loss = gkd_loss(own, teacher, beta=beta)
+    torch.testing.assert_close(loss, kept)
+    (gradient,) = torch.autograd.grad(loss, own)
+    assert gradient.isfinite().all()
+    assert (gradient[:, 0] == 0).all()
+    if beta == 0:
+        kd = kd_loss(own, teacher, temperature=1.0)
+        torch.testing.assert_close(loss, kd)
+        torch.testing.assert_close(gradient, torch.autograd.grad(kd, own)[0])
+
+
+def test_a_token_that_the_teacher_alone_excludes_is_as_in_kd() -> None:
+    student, teacher = (x[0] for x in tokens(21))
+    teacher[:, 0] = -torch.inf
+    own = student.requires_grad_()
+    loss, kd = gkd_loss(own, teacher, beta=0.0), kd_loss(own, teacher, temperature=1.0)
+    torch.testing.assert_close(loss, kd)
+    gradients = (torch.autograd.grad(x, own)[0] for x in (loss, kd))
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_token_that_the_student_alone_excludes_is_no_nan() -> None:
+    student, teacher = (x[0] for x in tokens(22))
+    student[:, 0] = -torch.inf
+    own = student.requires_grad_()
+    assert kd_loss(own, teacher) == torch.inf
+    loss = gkd_loss(own, teacher, beta=0.0)
+    assert loss > 1e300
+    loss.backward()
+    assert own.grad is not None
+    assert own.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_trls_reductions(labelled: bool) -> None:
+    """Its "mean" runs over the vocabulary too, its "batchmean" over texts without labels."""
+    student, teacher = tokens(23)
+    mask = MASK if labelled else torch.ones_like(MASK)
+    total = gkd_loss(student, teacher, beta=0.7, mask=mask, reduction="sum")
+    count = mask.sum()
+    case = {"method": "GKD", "variant": "generalized_jsd_beta_0.7", "hyperparameters": {}}
+    arrays = {"student_logits": student.numpy(), "teacher_logits": teacher.numpy()}
+    if labelled:
+        arrays["labels"] = torch.where(mask, 1, -100).numpy()
+    for reduction, expected in (
+        ("sum", total),
+        ("mean", total / (6 * count)),
+        ("batchmean", total / (count if labelled else 5)),
+    ):
+        case["hyperparameters"] = {"reduction": reduction}
+        found = run_case(case, arrays)["loss"]
+        torch.testing.assert_close(torch.as_tensor(found), expected)

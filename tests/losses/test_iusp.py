@@ -183,6 +183,30 @@ def test_masks_of_unlike_lengths() -> None:
     torch.testing.assert_close(iusp_loss(student, spoilt, mask=by_short), expected)
 
 
+def test_a_frame_counts_where_both_networks_have_one_that_does() -> None:
+    # 5 frames are averaged in windows [0, 2), [1, 4), [3, 5) to 3; the mask is of those 3.
+    student, teacher = utterances(17, 5)[0], utterances(17, 3)[1]
+    mask = torch.tensor([[True, False, False]]).expand(3, 3)
+    assert iusp_loss(student, teacher, mask=mask) < 1e-12  # one frame is like itself
+    # The middle of frame 4 of 6 lies in frame 3 of 4, which does not count.
+    student, teacher = utterances(18, 6)[0], utterances(18, 4)[1]
+    mask = torch.tensor([[True, True, True, False]]).expand(3, 4)
+    expected = iusp_loss(student, teacher, mask=mask)
+    student[:, 4:] = torch.nan
+    torch.testing.assert_close(iusp_loss(student, teacher, mask=mask), expected)
+
+
+def test_silent_frames_in_half_precision() -> None:
+    student, teacher = utterances(19)
+    student[:, 2] = 0
+    for dtype in (torch.float16, torch.bfloat16):
+        own = student.to(dtype).requires_grad_()
+        iusp_loss(own, teacher.to(dtype)).backward()
+        assert own.grad is not None
+        assert own.grad.isfinite().all()
+        assert own.grad.abs().max() < 1
+
+
 def test_silent_frames() -> None:
     """A silent frame is unlike all: in the student alone it adds |row of the teacher|² = 1."""
     student, teacher = utterances(15)
@@ -223,6 +247,8 @@ def test_wrong_shapes_are_told() -> None:
     student, teacher = utterances(17)
     with pytest.raises(ShapeError, match=r"\(3, 6, 4\) and teacher_feature \(3, 6\)"):
         iusp_loss(student, teacher[..., 0])
+    with pytest.raises(ShapeError, match=r"\(3, 0, 4\) .* with a frame at least"):
+        iusp_loss(student[:, :0], teacher)
     with pytest.raises(ShapeError, match=r"mask \(3, 5\) must be .*\(3,\), \(3, 6\)"):
         iusp_loss(student, teacher, mask=torch.ones(3, 5, dtype=torch.bool))
     with pytest.raises(ShapeError, match=r"\(3, 6\), \(3, 9\)"):

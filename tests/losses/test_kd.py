@@ -7,6 +7,7 @@ import torch
 from tests.losses import golden, oracles
 
 from congener.conformance.table.case import logits
+from congener.errors import ShapeError
 from congener.losses import hard_label_loss, kd_loss, soft_cross_entropy_loss
 
 
@@ -105,3 +106,11 @@ def test_huge_logits_keep_their_value() -> None:
 def test_tied_teacher_takes_the_first_class() -> None:
     student, teacher = torch.tensor([[0.0, math.log(3.0)]]), torch.zeros(1, 2)
     torch.testing.assert_close(hard_label_loss(student, teacher), torch.tensor(math.log(4.0)))
+
+
+def test_the_way_out_fits_the_shapes() -> None:
+    student, teacher = logits(9)
+    with pytest.raises(ShapeError, match=r"\(7, 5\) and .* \(7, 4\) .* the same classes\."):
+        kd_loss(student, teacher[:, :4])
+    with pytest.raises(ShapeError, match=r"lay other axes, such as tokens, out as rows\."):
+        kd_loss(student.unsqueeze(1), teacher.unsqueeze(1))

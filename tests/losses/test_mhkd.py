@@ -110,6 +110,26 @@ def test_heads_may_differ_in_type() -> None:
     )
 
 
+def test_unlabelled_samples_keep_the_divergence() -> None:
+    student, teacher = heads(9)
+    labels = LABELS.clone()
+    labels[2:4] = -100
+    known = labels >= 0
+    for mask in (None, MASK):
+        kd = mhkd_loss(student, teacher, LABELS, ce_weight=0.0, mask=mask)
+        count = known if mask is None else known & mask
+        ce = head_cross_entropy_loss(student, LABELS, mask=count)
+        torch.testing.assert_close(head_cross_entropy_loss(student, labels, mask=mask), ce)
+        found = mhkd_loss(student, teacher, labels, ce_weight=0.3, mask=mask)
+        torch.testing.assert_close(found, kd + 0.3 * ce)
+        none = mhkd_loss(student, teacher, labels, ce_weight=0.3, mask=mask, reduction="none")
+        torch.testing.assert_close((none if mask is None else none[mask]).mean(), found)
+    unlabelled = torch.full_like(LABELS, -1)
+    kd = mhkd_loss(student, teacher, LABELS, ce_weight=0.0)
+    torch.testing.assert_close(mhkd_loss(student, teacher, unlabelled), kd)
+    assert head_cross_entropy_loss(student, unlabelled) == 0
+
+
 def test_nothing_left_is_zero() -> None:
     student = [head.requires_grad_() for head in heads(7)[0]]
     loss = head_cross_entropy_loss(student, LABELS, mask=~(MASK | ~MASK))
@@ -124,6 +144,8 @@ def test_bad_heads_are_told() -> None:
         mhkd_loss(student, teacher[:2], LABELS)
     with pytest.raises(ShapeError, match="one at least"):
         mhkd_loss([], [], LABELS)
+    with pytest.raises(ShapeError, match="as lists of logits"):
+        mhkd_loss(student, teacher[0], LABELS)
     with pytest.raises(ShapeError, match=r"\(7, 5\) and teacher_logits \(7, 3\)"):
         mhkd_loss(student, [teacher[0], teacher[1][:, :3], teacher[2]], LABELS)
     with pytest.raises(ShapeError, match=r"labels \(7,\) must be \(batch,\) = \(5,\)"):
@@ -137,4 +159,4 @@ def test_bad_heads_are_told() -> None:
     with pytest.raises(ValueError, match="head_logits must be floating point"):
         head_cross_entropy_loss([student[0].long()], LABELS)
     with pytest.raises(ValueError, match="labels must lie in 0…4"):
-        head_cross_entropy_loss(student, LABELS - 1)
+        head_cross_entropy_loss(student, LABELS + 1)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from congener.conformance.table.case import logits
 from congener.errors import ShapeError
-from congener.losses import mixed_cross_entropy_loss
+from congener.losses import (
+    kd_loss,
+    mixed_cross_entropy_loss,
+    mixkd_distance_loss,
+    mixkd_loss,
+    stkd_loss,
+)
 
 LABELS = torch.tensor([0, 3, 1, 4, 2, 2, 0])
 OTHERS = LABELS.roll(1)
@@ -86,6 +92,35 @@ def test_masked_samples_may_hold_anything() -> None:
     none = mixed_cross_entropy_loss(own, labels, OTHERS, shares, mask=MASK, reduction="none")
     assert (none[~MASK] == 0).all()
     torch.testing.assert_close(none.sum() / 5, loss)
+
+
+def test_a_virtual_sample_without_both_labels_does_not_count() -> None:
+    student, _ = logits(9)
+    labels, others = LABELS.clone(), OTHERS.clone()
+    labels[1], others[2] = -100, -1
+    known = torch.tensor([True, False, False, True, True, True, True])
+    expected = mixed_cross_entropy_loss(*(x[known] for x in (student, LABELS, OTHERS, SHARES)))
+    found = mixed_cross_entropy_loss(student, labels, others, SHARES)
+    torch.testing.assert_close(found, expected)
+    found = mixed_cross_entropy_loss(student, labels, others, SHARES, reduction="sum")
+    torch.testing.assert_close(found, 5 * expected)
+
+
+def test_the_teachers_part_takes_unlabelled_samples() -> None:
+    student, teacher = logits(10)
+    labels, others = LABELS.clone(), OTHERS.clone()
+    labels[1], others[2] = -100, -1
+    mixed = (labels, others, SHARES)
+    for mask in (None, MASK):
+        ce = mixed_cross_entropy_loss(student, *mixed, mask=mask)
+        for loss, part, weights in (
+            (stkd_loss, kd_loss, {"ce_weight": 0.3, "kl_weight": 0.7}),
+            (mixkd_loss, mixkd_distance_loss, {"alpha_sm": 0.3, "alpha_tmkd": 0.7}),
+        ):
+            found = loss(student, teacher, *mixed, mask=mask, **weights)
+            torch.testing.assert_close(found, 0.3 * ce + 0.7 * part(student, teacher, mask=mask))
+            none = loss(student, teacher, *mixed, mask=mask, reduction="none", **weights)
+            torch.testing.assert_close((none if mask is None else none[mask]).mean(), found)
 
 
 def test_the_share_is_a_constant() -> None:

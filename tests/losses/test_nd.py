@@ -133,12 +133,16 @@ def test_unlabelled_samples_are_as_if_masked() -> None:
     known = labels >= 0
     expected = nd_loss(student[known], teacher[known], labels[known], means())
     torch.testing.assert_close(nd_loss(student, teacher, labels, means()), expected)
+    both = torch.arange(7) != 2
+    torch.testing.assert_close(nd_loss(student, teacher, labels, means(), mask=both), expected)
     labels[2] = 77  # whatever a masked sample's label is
     torch.testing.assert_close(nd_loss(student, teacher, labels, means(), mask=known), expected)
 
 
 def test_what_does_not_fit_is_told() -> None:
     student, teacher = pooled(9)
+    with pytest.raises(ValueError, match=r"labels must lie in 0…2, not 3; mark .* negative"):
+        nd_loss(*pooled(9), LABELS + 1, means())
     with pytest.raises(ShapeError, match=r"\(7, 6\) .* \(7, 5\) .* projector"):
         nd_loss(student, teacher[:, :5], LABELS, means())
     with pytest.raises(ShapeError, match=r"class_means \(3, 5\)"):
@@ -152,7 +156,7 @@ def test_what_does_not_fit_is_told() -> None:
 def test_class_means_are_the_means_of_each_class() -> None:
     features, _ = pooled(10)
     labels = LABELS.clone()
-    labels[6] = -100
+    labels[6] = -1
     expected = [[0.0] * 6 for _ in range(3)]
     for k in range(3):
         rows = [features[i].tolist() for i in range(7) if labels[i] == k]
@@ -176,7 +180,7 @@ def test_class_means_refuse_a_class_without_samples() -> None:
     features, _ = pooled(11)
     with pytest.raises(ValueError, match=r"classes \[3, 4\] have no sample"):
         class_means(features, LABELS, 5)
-    with pytest.raises(ValueError, match="below classes = 2"):
+    with pytest.raises(ValueError, match="labels must lie in 0…1, not 2"):
         class_means(features, LABELS, 2)
     with pytest.raises(ShapeError, match="features"):
         class_means(features.flatten(), LABELS, 3)

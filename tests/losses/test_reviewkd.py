@@ -220,7 +220,9 @@ def test_errors() -> None:
         hcl_loss([teacher[0], teacher[1][:2]], [teacher[0], teacher[1][:2]])
     with pytest.raises(ShapeError, match="must be maps"):
         hcl_loss([random(2, 3, 4)], [random(2, 3, 4)])
-    with pytest.raises(ShapeError, match=r"\(batch, 3, ...\)"):
+    with pytest.raises(ShapeError, match=r"\(4, 3, 4\) must be maps"):
+        build()(student, [random(4, 3, 4), *teacher[1:]])
+    with pytest.raises(ShapeError, match=r"\(batch, 3, height, width\)"):
         build()([student[1], student[1], student[2]], teacher)
     with pytest.raises(ShapeError, match=r"of 2 levels .* levels, 3;"):
         build()(student[:2], teacher[:2])

@@ -208,3 +208,31 @@ def test_gradients_in_closed_form(loss, masked: bool) -> None:
     assert torch.autograd.gradcheck(
         lambda x: loss(x, teacher, mask=mask, reduction="none"), student.requires_grad_()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0.0, 1e-4])
+def test_gradient_of_close_points(gap: float, dtype: torch.dtype) -> None:
+    def reference(s: Tensor, t: Tensor) -> Tensor:
+        ratios = []
+        for points in (s, t):
+            squares = (points.unsqueeze(1) - points).square().sum(dim=2)
+            found = squares.clamp(min=1e-12).sqrt()[~torch.eye(6, dtype=torch.bool)]
+            ratios.append(found / found.mean())
+        return torch.nn.functional.smooth_l1_loss(*ratios, reduction="sum") / 36
+
+    student, teacher = (x.flatten(1).to(dtype) for x in features(12, 6))
+    student[1] = student[0] + gap * student[2]
+    found = gradient(rkd_distance_loss, student, teacher).double()
+    expected = gradient(reference, student.double(), teacher.double())
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4 if gap else 1e-6
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@each_part
+def test_gradient_in_the_linear_part(loss) -> None:
+    student, teacher = (x.flatten(1)[:, :2].contiguous() for x in features(13, 8))
+    student[0] *= 9
+    assert torch.autograd.gradcheck(
+        lambda x: loss(x, teacher, reduction="none"), student.requires_grad_()
+    )

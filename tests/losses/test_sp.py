@@ -8,6 +8,7 @@ from torch import Tensor
 from congener.conformance.table.case import features, logits
 from congener.losses import SPLoss, cskd_batch_loss, sp_loss
 from congener.losses.sp import Normalize
+from congener.ops.collectives import lone_sample_expected
 
 
 def orthogonal(size: int) -> Tensor:
@@ -17,6 +18,7 @@ def orthogonal(size: int) -> Tensor:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("normalize", ["gram_rows", "features"])
+@lone_sample_expected()
 def test_oracle(batch: int, normalize: str) -> None:
     student, teacher = features(0, batch)
     expected = oracles.sp(

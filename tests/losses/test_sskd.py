@@ -19,6 +19,7 @@ from congener.losses import (
     sskd_transformed_loss,
 )
 from congener.losses.sskd_selection import copies_of, match, transferred
+from congener.ops.collectives import lone_sample_expected
 
 Rows = list[list[float]]
 
@@ -236,6 +237,7 @@ def test_unlabelled_samples_are_as_if_masked() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@lone_sample_expected()
 def test_lone_sample_has_no_one_to_be_mistaken_for() -> None:
     student, teacher = features(13, 1)
     student.requires_grad_()
@@ -244,6 +246,23 @@ def test_lone_sample_has_no_one_to_be_mistaken_for() -> None:
     assert loss == 0
     assert student.grad is not None
     assert student.grad.abs().max() < 1e-15
+
+
+def test_the_share_is_rounded_down_as_python_does() -> None:
+    scores = torch.tensor([[0.0, 1.0]]).repeat(100, 1)
+    kept = transferred(scores, torch.zeros(100, dtype=torch.int64), 0.29, None, "global")
+    assert kept.sum() == int(0.29 * 100) == 28
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_zero_feature_has_no_gradient(dtype: torch.dtype) -> None:
+    student, teacher = (x.to(dtype) for x in features(14))
+    student[5] = 0
+    student.requires_grad_()
+    (sskd_loss(student, teacher) + sskd_head_loss(student)).backward()
+    assert student.grad is not None
+    assert not student.grad[5].any()
+    assert student.grad.isfinite().all()
 
 
 def test_a_zero_feature_is_no_error() -> None:
@@ -284,6 +303,8 @@ def test_what_does_not_fit_is_told() -> None:
         sskd_transformed_loss(student, student, torch.zeros(28, dtype=torch.int64))
     with pytest.raises(ShapeError, match=r"\(28, 6\) and teacher_logits \(28, 9\)"):
         sskd_transformed_loss(student, teacher, torch.zeros(7, dtype=torch.int64))
+    with pytest.raises(ValueError, match="labels must lie in 0…5, not 6"):
+        sskd_transformed_loss(student, student, torch.full((7,), 6))
     with pytest.raises(ShapeError, match="feature"):
         sskd_head_loss(student.flatten())
     for build in (SSKDLoss, SSKDTransformedLoss):

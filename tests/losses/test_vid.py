@@ -148,8 +148,16 @@ def test_errors() -> None:
     student, teacher = maps(9, (3, 4, 4), (2, 4, 4))
     with pytest.raises(ShapeError, match=r"\(4, 3, 4, 4\) .* \(4, 2, 4, 4\) .* one shape; .*VIDLo"):
         vid_loss(student, teacher, torch.zeros(2))
-    with pytest.raises(ShapeError, match=r"\(4, 3, 4, 4\) must be \(batch, 2, ...\)"):
+    with pytest.raises(ShapeError, match=r"log_scale \(2,\) must be .* \(4, 3, 4, 4\)"):
         vid_loss(student, student, torch.zeros(2))
+    for scale in (torch.tensor(1.0), torch.zeros(3, 1)):
+        with pytest.raises(ShapeError, match=r"log_scale .* must be"):
+            vid_loss(student, student, scale)
+    with pytest.raises(ValueError, match="log_scale must be floating point"):
+        vid_loss(student, student, torch.ones(3, dtype=torch.long))
+    for eps in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="eps must be finite and not negative"):
+            vid_loss(student, student, torch.zeros(3), eps=eps)
     with pytest.raises(ShapeError, match=r"student_feature \(4, 2, 4, 4\) must be \(batch, 3"):
         VIDLoss(3, 2).double()(teacher, teacher)
     with pytest.raises(ShapeError, match=r"teacher_feature \(4, 3, 4, 4\) must be \(batch, 2"):

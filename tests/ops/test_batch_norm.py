@@ -1,19 +1,13 @@
-"""Batch normalisation over the samples that count, in one process and in several."""
+"""Batch normalisation over the samples that count; over processes, see the contract."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 from torch import Tensor, nn
 
-from congener.losses import ABLoss, FitNetsLoss, VIDLoss
 from congener.ops.batch_norm import BatchNorm
-from congener.ops.collectives import global_mean
 
-SPLITS = ((3, 2), (5, 0))
 MASK = torch.tensor([True, False, True, True, True])
 
 
@@ -91,60 +85,3 @@ def test_half_is_normalised_in_float32_and_scopes_are_checked() -> None:
     assert BatchNorm(3)(maps(6, 3, 2, 2).half()).dtype == torch.float32
     with pytest.raises(ValueError, match="scope must be one of"):
         BatchNorm(3, scope="world")  # type: ignore[arg-type]
-
-
-def modules() -> dict[str, nn.Module]:
-    torch.manual_seed(0)
-    made = {
-        "norm": Normed(),
-        "fitnets": FitNetsLoss((3, 4, 4), (2, 2, 2)),
-        "ab": ABLoss((3, 4, 4), (2, 2, 2), reduction="sum"),
-        "vid": VIDLoss(3, 2),
-    }
-    return {name: module.double() for name, module in made.items()}
-
-
-class Normed(nn.Module):
-    """A loss of one's own over the normalised rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 2, 1), BatchNorm(2)
-
-    def forward(self, student: Tensor, _teacher: Tensor, mask: Tensor) -> Tensor:
-        return global_mean(self.bn(self.conv(student), mask).sin().flatten(1).sum(dim=1), mask)
-
-
-def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    own = [slice(0, first) if rank == 0 else slice(first, 5) for first, _ in SPLITS]
-    torch.save([measure(rows) for rows in own], Path(folder) / f"{rank}.pt")
-    local, x = BatchNorm(3, scope="local").double(), maps(7, 3, 2, 2)[own[0]]
-    torch.testing.assert_close(local(x), nn.BatchNorm2d(3).double()(x))
-    dist.destroy_process_group()
-
-
-def measure(own: slice) -> dict[str, Any]:
-    results = {}
-    for name, module in modules().items():
-        value = module(maps(8, 3, 4, 4)[own], maps(9, 2, 2, 2)[own], MASK[own])
-        value.backward()
-        buffers = {key: x for key, x in module.state_dict().items() if "running" in key}
-        results[name] = (value.detach(), [p.grad for p in module.parameters()], buffers)
-    return results
-
-
-def test_processes_equal_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2, join=True)
-    results = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for ranks in zip(*results, strict=True):
-        for name, (value, gradients, buffers) in measure(slice(0, 5)).items():
-            for rank in ranks:
-                torch.testing.assert_close(rank[name][0], value)
-                torch.testing.assert_close(rank[name][2], buffers)
-            parts = zip(*(rank[name][1] for rank in ranks), strict=True)
-            means = [torch.stack(part).mean(dim=0) for part in parts]
-            for found, wanted in zip(means, gradients, strict=True):
-                torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

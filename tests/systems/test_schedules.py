@@ -81,7 +81,7 @@ def test_a_weight_follows_training() -> None:
 
 def test_a_temperature_follows_training() -> None:
     schedule = Schedule("linear", start=1.0, end=0.25)
-    system = build(Term(KDLoss(8.0), schedules={"temperature": schedule}))
+    system = build(Term(KDLoss(8), schedules={"temperature": schedule}))  # 8: as YAML has it
     batch = batch_of(system.task)
     for step in (9, 0, 4):  # any order, as after a resume
         _, terms, _ = system(batch, at(step))

@@ -79,7 +79,11 @@ def test_second_forward_repeats_the_first_ones_dropout() -> None:
     plain, _ = trajectory(1, dropout=0.5)
     step = loop.accumulated_step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "accumulated_step", lambda a, b, c, _, e: step(a, b, c, 1, e))
+        patch.setattr(
+            loop,
+            "accumulated_step",
+            lambda a, b, c, _, e, **options: step(a, b, c, 1, e, **options),
+        )
         cached, _ = trajectory(2, dropout=0.5)
     for expected, found in zip(plain, cached, strict=True):
         assert found == pytest.approx(expected, rel=1e-9)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from congener.conformance.cases import Check
 from congener.conformance.table.case import LossCase
-from congener.errors import ShapeError
+from congener.errors import NonFiniteLossError, ShapeError
+from congener.ops.collectives import lone_sample_expected
 
 __all__ = ["CHECKS", "Measure", "measure"]
 
@@ -246,7 +247,8 @@ def nothing_left_gives_zero_that_back_propagates(case: LossCase) -> Iterator[Che
 @_check
 def batch_of_one(case: LossCase) -> Iterator[Check]:
     """One sample has the value that the limit says, and no NaN."""
-    value, gradient = _both(case.call, *case.make(7, batch=1))
+    with lone_sample_expected():
+        value, gradient = _both(case.call, *case.make(7, batch=1))
     yield _holds("finite", bool(value.isfinite()) and bool(gradient.isfinite().all()))
     if case.lone is not None:
         yield Check("value", abs(float(value) - case.lone), 1e-12)
@@ -408,6 +410,15 @@ def _told(
         missing = [word for word in words if word not in str(error)]
         return _holds(f"{key}: {error} lacks {missing}" if missing else key, not missing)
     return _holds(f"{key} not refused", False)
+
+
+@_check
+def not_a_number_is_told(case: LossCase) -> Iterator[Check]:
+    """NaN in an input is refused in one sentence; masked, it is as if absent."""
+    for side in (0, 1):
+        pair = case.make(16)
+        pair[side][2] = torch.nan
+        yield _told(("student", "teacher")[side], NonFiniteLossError, ("NaN",), case.call, *pair)
 
 
 @_check

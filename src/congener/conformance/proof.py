@@ -11,7 +11,16 @@ from congener.conformance.methods import METHODS
 from congener.conformance.table import LOSSES, LossCase
 from congener.errors import RecipeError, did_you_mean
 
-__all__ = ["DTYPES", "VECTORS", "Finding", "largest_errors", "table_cases", "vectors_of", "verify"]
+__all__ = [
+    "DTYPES",
+    "VECTORS",
+    "Finding",
+    "largest_errors",
+    "prove_vectors",
+    "table_cases",
+    "vectors_of",
+    "verify",
+]
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
@@ -105,15 +114,19 @@ def verify(name: str) -> Iterator[Finding]:
     known = losses_by_name()
     if name not in known:
         raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
-    for case in vectors_of(known[name].name):
-        arrays = load_arrays(case)
-        for dtype in DTYPES:
-            checks = check_case(case, arrays, dtype)
-            yield Finding("vector", str(case["case"]), dtype, checks)
+    yield from prove_vectors(known[name].name)
     for label, setting in table_cases(known[name]).items():
         for check in CHECKS:
             reason = setting.exempt.get(check, "")
             yield Finding("contract", check, label, measure(check, setting), reason)
+
+
+def prove_vectors(name: str) -> Iterator[Finding]:
+    """Compare a loss, by its short name, with its vectors in four precisions."""
+    for case in vectors_of(name):
+        arrays = load_arrays(case)
+        for dtype in DTYPES:
+            yield Finding("vector", str(case["case"]), dtype, check_case(case, arrays, dtype))
 
 
 def vectors_of(name: str) -> list[dict[str, Any]]:
@@ -148,8 +161,8 @@ def table_cases(cls: Any) -> dict[str, LossCase]:
 
 
 def largest_errors(findings: list[Finding], dtype: str = "float64") -> tuple[float, float]:
-    """The largest error of a loss, and of a gradient, over the vectors in one precision."""
+    """The largest relative error of a loss, and of a gradient, over the vectors in a precision."""
     checks = [c for f in findings if f.kind == "vector" and f.case == dtype for c in f.checks]
-    gradients = [check.error for check in checks if check.key.startswith("grad__")]
-    values = [check.error for check in checks if not check.key.startswith("grad__")]
+    gradients = [check.relative for check in checks if check.key.startswith("grad__")]
+    values = [check.relative for check in checks if not check.key.startswith("grad__")]
     return max(values, default=0.0), max(gradients, default=0.0)

@@ -2,6 +2,8 @@
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,13 +141,14 @@ def fit(
                 progress = Progress(step, steps, epoch)
                 prepared.zero_grad(set_to_none=True)
                 weigh = bool(config.balance_every) and step % config.balance_every == 0
-                if config.accumulate == 1:
-                    total, terms, balance = module(batch, progress, balance=weigh)
-                    accelerator.backward(total)
-                else:
-                    total, terms, balance = accumulated_step(
-                        system, batch, progress, config.accumulate, accelerator, balance=weigh
-                    )
+                with _told(step, name):
+                    if config.accumulate == 1:
+                        total, terms, balance = module(batch, progress, balance=weigh)
+                        accelerator.backward(total)
+                    else:
+                        total, terms, balance = accumulated_step(
+                            system, batch, progress, config.accumulate, accelerator, balance=weigh
+                        )
                 values = _finite({"total": total, **terms}, step, name)
                 if config.clip is not None:
                     accelerator.clip_grad_norm_(module.parameters(), config.clip)
@@ -199,6 +202,18 @@ def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, 
             "weight, clip gradients, or train in fp32."
         )
     return values
+
+
+@contextmanager
+def _told(step: int, name: str) -> Iterator[None]:
+    """Say in which step a loss refused what it was given."""
+    try:
+        yield
+    except NonFiniteLossError as error:
+        raise NonFiniteLossError(
+            f"{str(error).removesuffix('.')} (step {step} of {name!r}; the weights were left as "
+            "they were before it)."
+        ) from error
 
 
 def _figures(balance: Balance) -> dict[str, dict[str, float | None]]:

@@ -26,6 +26,7 @@ Differences from the authors' code
     AB_distillation (a7701d3) gives the same value, and sums over the batch: ``reduction="sum"``.
 """
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar, final
 
@@ -34,7 +35,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
-from congener.losses.fitnets_parts import ConvProjector
+from congener.losses.fitnets_parts import projector_between
 from congener.ops.checks import check_same_shape
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
@@ -87,8 +88,8 @@ def ab_loss(
 
 
 def _check_margin(margin: float) -> None:
-    if not margin >= 0:
-        raise ValueError(f"margin must not be negative, as {margin} is.")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin must be finite and not negative, not {margin}.")
 
 
 @final
@@ -127,13 +128,9 @@ class ABLoss(Loss):
         super().__init__()
         _check_margin(margin)
         check_reduction(reduction, scope)
-        if (student_shape is None) is not (teacher_shape is None):
-            raise ValueError("A projector needs both student_shape and teacher_shape; give both.")
         self.student_shape, self.teacher_shape, self.margin = student_shape, teacher_shape, margin
         self.reduction, self.scope = reduction, scope
-        self.projector = None
-        if student_shape is not None and teacher_shape is not None:
-            self.projector = ConvProjector(student_shape, teacher_shape, relu=False, scope=scope)
+        self.projector = projector_between(student_shape, teacher_shape, relu=False, scope=scope)
 
     def forward(
         self,

@@ -31,13 +31,13 @@ Differences from the authors' code
 from typing import ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from congener.losses.adain_parts import check_restyled_logits
 from congener.losses.base import Loss
-from congener.ops.checks import check_choice, check_classes, check_temperature
+from congener.losses.mixed_labels import label_cross_entropy_rows
+from congener.ops.checks import check_choice, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
@@ -65,7 +65,7 @@ def adain_loss(
     Args:
         restyled_logits: (batch, classes), what the rest of the teacher makes of :func:`adain`.
         teacher_logits: (batch, classes); no gradient flows into them.
-        labels: (batch,), read by ``"ce"`` alone.
+        labels: (batch,), read by ``"ce"`` alone; samples with a negative one do not count there.
         distance: how two outputs are compared.
         temperature: τ, softens both distributions of ``"kl"``.
         mask: (batch,), which samples count; the others are as if absent.
@@ -92,10 +92,7 @@ def adain_loss(
         if distance == "ce":
             if labels is None:
                 raise ValueError("distance='ce' compares with the labels; give them.")
-            check_classes(labels, restyled, mask)
-            per_sample = F.cross_entropy(
-                restyled, blank_rows(labels, mask).long(), reduction="none"
-            )
+            per_sample = label_cross_entropy_rows(restyled, labels, mask, scope=scope)
         elif distance == "kl":
             per_sample = temperature**2 * kl_rows(restyled, teacher, temperature)
         else:

@@ -5,10 +5,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.errors import ShapeError
-from congener.ops.checks import check_floating, check_mask, check_positive
-from congener.ops.levels import check_same_channels, positions
+from congener.ops.checks import (
+    check_features,
+    check_floating,
+    check_mask,
+    check_positive,
+    check_same_channels,
+)
 from congener.ops.precision import upcast
 from congener.ops.reduction import blank_rows
+from congener.ops.spatial import positions
 
 __all__ = ["adain", "channel_statistics", "check_restyled_logits"]
 
@@ -21,7 +27,7 @@ def channel_statistics(
     >>> channel_statistics(torch.tensor([[[1.0, 3.0]]]), eps=2.0)
     (tensor([[2.]]), tensor([[2.]]))
     """
-    check_floating(feature=feature)
+    check_features(feature, feature)
     check_positive("eps", eps)
     (rows,) = upcast(positions(feature))
     mean = rows.mean(dim=2)

@@ -34,9 +34,8 @@ from torch import Tensor
 
 from congener.losses.adain_parts import channel_statistics
 from congener.losses.base import Loss
-from congener.ops.checks import check_positive
+from congener.ops.checks import check_positive, check_same_channels
 from congener.ops.collectives import Scope
-from congener.ops.levels import check_same_channels
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.types import Paper

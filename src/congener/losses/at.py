@@ -17,8 +17,9 @@ symbol         argument               default
 
 Conventions
     One pair of maps; several stages are several pairs, summed. Of maps of two sizes the larger is
-    average-pooled to the smaller, axis by axis. A map of zeros attends nowhere: q = 0. Equal maps
-    give 0. The task loss is not included; the authors' weight is 1000 for each stage.
+    average-pooled to the smaller, axis by axis. A map of zeros attends nowhere, q = 0; its gradient
+    is 0, but for p = 1, where normalising makes it 10¹² times another's. Equal maps give 0. The
+    task loss is not included; RepDistiller weighs each stage by 1000.
 
 Differences from the authors' code
     attention-transfer (893df54) gives the same value; so does RepDistiller (b84f547), of which this
@@ -137,8 +138,7 @@ class ATLoss(Loss):
         _check_power(power)
         check_choice("variant", variant, ("authors", "paper"))
         check_reduction(reduction, scope)
-        self.power, self.variant = power, variant
-        self.reduction, self.scope = reduction, scope
+        self.power, self.variant, self.reduction, self.scope = power, variant, reduction, scope
 
     def forward(
         self,

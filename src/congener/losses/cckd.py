@@ -36,7 +36,7 @@ from torch import Tensor
 from congener.losses.base import Loss
 from congener.losses.cckd_parts import Kernel, check_kernel, kernel_values, warn_if_not_monotone
 from congener.ops.checks import check_features
-from congener.ops.collectives import Scope, batch_size
+from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
 from congener.ops.relations import by_rows, gather_batch, unit_rows
@@ -84,6 +84,7 @@ def cckd_loss(
     check_features(student_feature, teacher_feature, mask)
     check_kernel(kernel, gamma, order)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "cckd", scope=scope)
     phi = partial(kernel_values, kernel=kernel, gamma=gamma, order=order)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))

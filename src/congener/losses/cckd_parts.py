@@ -39,8 +39,8 @@ def check_kernel(kernel: str, gamma: float, order: int) -> None:
         ValueError: one is not.
     """
     check_choice("kernel", kernel, ("rbf", "bilinear", "mmd"))
-    if not (gamma > 0 and math.isfinite(gamma) and order >= 0):
-        raise ValueError(f"gamma must be positive and order at least 0, not {gamma} and {order}.")
+    if not (gamma > 0 and math.isfinite(gamma) and isinstance(order, int) and order >= 0):
+        raise ValueError(f"gamma must be positive and order 0, 1, 2, …, not {gamma} and {order}.")
 
 
 def warn_if_not_monotone(gamma: float, order: int) -> None:

@@ -17,7 +17,7 @@ symbol                argument             default
 ====================  ===================  ==========================================
 
 Conventions
-    Raw logits, no softmax and no centring, norms of at least 1e-12; mean over samples, no τ². At
+    Raw logits, no softmax, no centring; zero logits get no gradient. Mean over samples, no τ². At
     most ln B + 2/τ; it cannot reach 0, nor is it least at equal logits. Samples of one class are
     told apart like any others. The task loss is not included; the authors weigh this one 10 to 100.
 
@@ -30,15 +30,15 @@ Differences from the authors' code
 from typing import ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_logits, check_temperature
-from congener.ops.collectives import Scope, gather_rows
+from congener.ops.collectives import Scope, gather_rows, warn_if_alone
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.relations import unit_rows
 from congener.types import Paper
 
 __all__ = ["CKDLoss", "ckd_loss"]
@@ -83,10 +83,10 @@ def ckd_loss(
     check_temperature(temperature)
     check_choice("variant", variant, ("authors", "paper"))
     check_reduction(reduction, scope)
+    warn_if_alone(student_logits, "ckd", scope=scope)
     with torch.autocast(student_logits.device.type, enabled=False):
-        student, teacher = upcast(student_logits, teacher_logits.detach())
-        student = F.normalize(blank_rows(student, mask), dim=1)
-        teacher = F.normalize(blank_rows(teacher, mask), dim=1)
+        both = upcast(student_logits, teacher_logits.detach())
+        student, teacher = (unit_rows(blank_rows(x, mask)) for x in both)
         candidates, own = gather_rows(student, scope=scope)
         kept = torch.ones_like(student[:, 0], dtype=torch.bool) if mask is None else mask
         present, _ = gather_rows(kept, scope=scope)
@@ -98,7 +98,7 @@ def ckd_loss(
             cosines = torch.where(is_own, (teacher * student).sum(dim=1, keepdim=True), cosines)
         # A masked sample stays its own candidate: its row does not count, but is finite.
         scores = (cosines / temperature).masked_fill(~(present | is_own), -torch.inf)
-        per_sample = F.cross_entropy(scores, targets, reduction="none")
+        per_sample = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
 
 

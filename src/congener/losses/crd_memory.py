@@ -6,11 +6,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from congener.errors import ShapeError
-from congener.ops.checks import check_floating, check_labels, check_mask
+from congener.ops.checks import check_below, check_floating, check_labels, check_mask
 from congener.ops.collectives import Scope, check_scope, gather_rows
 from congener.ops.keyed_random import keyed_uniform
 
-__all__ = ["check_index", "crd_contrast_index", "crd_update", "renewed_rows"]
+__all__ = ["check_index", "check_momentum", "crd_contrast_index", "crd_update", "renewed_rows"]
 
 
 def crd_contrast_index(
@@ -38,9 +38,12 @@ def crd_contrast_index(
         (batch, 1 + K): the samples themselves, then their negatives.
 
     Raises:
-        ValueError: a sample has no sample of another class, or a wrong type.
+        ValueError: a sample has none of another class, K < 1, or a wrong number or type.
     """
     check_labels(labels, labels, "the training set")
+    check_index(index, index, "index", len(labels), None)
+    if negatives < 1:
+        raise ValueError(f"negatives must be at least 1, not {negatives}.")
     samples = torch.arange(labels.shape[0], device=labels.device)
     classes, order = torch.where(labels < 0, -1 - samples, labels.long()).sort(stable=True)
     own = torch.empty_like(classes).scatter(0, order, classes)[index].contiguous()
@@ -88,12 +91,12 @@ def crd_update(
     return bank.index_copy(0, *renewed_rows(bank, embedding, index, momentum, mask, scope))
 
 
-def check_index(index: Tensor, like: Tensor, name: str) -> None:
-    """Places in the training set must be integers, one for each row of ``like``.
+def check_index(index: Tensor, like: Tensor, name: str, size: int, mask: Tensor | None) -> None:
+    """Places in the training set must be integers below its size, one for each row of ``like``.
 
     Raises:
         ShapeError: they are not (batch,).
-        ValueError: they are not integers.
+        ValueError: they are not integers, or one that counts is not below.
     """
     if tuple(index.shape) != tuple(like.shape[:1]):
         raise ShapeError(
@@ -102,6 +105,17 @@ def check_index(index: Tensor, like: Tensor, name: str) -> None:
         )
     if index.is_floating_point() or index.dtype == torch.bool:
         raise ValueError(f"index must be integers, not {index.dtype}; call .long().")
+    check_below("index", index, size, mask, way_out="give each training sample a row of the bank")
+
+
+def check_momentum(momentum: float) -> None:
+    """A share of the old row must lie between 0 and 1.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must lie between 0 and 1, not {momentum}.")
 
 
 def renewed_rows(
@@ -114,16 +128,15 @@ def renewed_rows(
 ) -> tuple[Tensor, Tensor]:
     """Which rows :func:`crd_update` writes, (rows in scope,), and what; repeats write the same."""
     check_floating(bank=bank, embedding=embedding)
-    check_index(index, embedding, "embedding")
     check_mask(mask, embedding, "embedding")
+    check_index(index, embedding, "embedding", len(bank), mask)
     check_scope(scope)
     if embedding.dim() != 2 or bank.shape[1:] != embedding.shape[1:]:
         raise ShapeError(
             f"embedding {tuple(embedding.shape)} must be (batch, width) for bank "
             f"{tuple(bank.shape)}, (samples, width); give both one width."
         )
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must lie between 0 and 1, not {momentum}.")
+    check_momentum(momentum)
     kept = torch.ones_like(index, dtype=torch.bool) if mask is None else mask
     kept, _ = gather_rows(kept, scope=scope)
     places, _ = gather_rows(index.long(), scope=scope)

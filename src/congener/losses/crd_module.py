@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from congener.errors import ShapeError
 from congener.losses.base import Loss
-from congener.losses.crd_memory import check_index, renewed_rows
+from congener.losses.crd_memory import check_index, check_momentum, renewed_rows
 from congener.losses.crd_parts import check_pairs, contrast, log_normalizers_of, scores_of
 from congener.ops.checks import check_features, check_temperature
 from congener.ops.collectives import Scope
@@ -69,6 +69,7 @@ class CRDLoss(Loss):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
+        check_momentum(momentum)
         check_reduction(reduction, scope)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         self.samples, self.width = samples, width
@@ -100,7 +101,7 @@ class CRDLoss(Loss):
             mask: (batch,), which samples count; the others are as if absent.
         """
         check_features(student_feature, teacher_feature, mask)
-        check_index(index, student_feature, "student_feature")
+        check_index(index, student_feature, "student_feature", self.samples, mask)
         with torch.autocast(student_feature.device.type, enabled=False):
             student = _embed(student_feature, self.student_embedding, mask)
             teacher = _embed(teacher_feature.detach(), self.teacher_embedding, mask)

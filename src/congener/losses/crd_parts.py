@@ -1,7 +1,7 @@
 """The scores of CRD and what it makes of them; the definition is in :mod:`congener.losses.crd`."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -96,12 +96,28 @@ def _chosen(embedding: Tensor, bank: Tensor, index: Tensor) -> Scores:
     That needs far less memory and time than a copy of the chosen rows.
     """
     positive, negative = [], []
-    pieces = zip(torch.split(embedding, _ROWS), torch.split(index, _ROWS), strict=True)
-    for rows, chosen in pieces:
-        products = rows @ bank.T
-        positive.append(products.gather(1, chosen[:, :1]).squeeze(1))
-        negative.append(products.gather(1, chosen[:, 1:]))
-    return Scores(torch.cat(positive), torch.cat(negative))
+    for rows, chosen in zip(torch.split(embedding, _ROWS), torch.split(index, _ROWS), strict=True):
+        scores = _Choice.apply(rows @ bank.T, chosen[:, :1], chosen[:, 1:])
+        positive.append(scores[0])
+        negative.append(scores[1])
+    return Scores(torch.cat(positive).squeeze(1), torch.cat(negative))
+
+
+class _Choice(torch.autograd.Function):
+    """Some entries of each row; unlike ``gather``, it does not keep the rows for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, products: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+        ctx.shape = products.shape
+        ctx.save_for_backward(*columns)
+        return tuple(products.gather(1, x) for x in columns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        result = grads[0].new_zeros(ctx.shape)
+        for columns, grad in zip(ctx.saved_tensors, grads, strict=True):
+            result.scatter_add_(1, columns, grad)
+        return result, None, None
 
 
 def log_normalizers_of(

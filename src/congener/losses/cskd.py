@@ -33,7 +33,7 @@ from torch import Tensor
 from congener.losses.base import Loss
 from congener.losses.cswt import cswt_temperatures
 from congener.ops.checks import check_logits, check_temperature, check_temperature_range
-from congener.ops.collectives import Scope
+from congener.ops.collectives import Scope, warn_if_alone
 from congener.ops.divergence import mean_temperature, soften
 from congener.ops.reduction import Reduction, check_reduction, needs_company, reduce_samples
 from congener.ops.similarity import column_cosines
@@ -77,6 +77,7 @@ def cskd_loss(
     check_logits(student_logits, teacher_logits, mask)
     check_temperature(temperature, student_logits)
     check_reduction(reduction, scope)
+    warn_if_alone(student_logits, "cskd", scope=scope)
     with torch.autocast(student_logits.device.type, enabled=False):
         student = soften(student_logits, temperature, mask)
         teacher = soften(teacher_logits.detach(), temperature, mask)

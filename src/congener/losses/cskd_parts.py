@@ -30,7 +30,7 @@ from torch import Tensor
 from congener.losses.cskd import cskd_loss
 from congener.losses.cswt import cswt_temperatures
 from congener.ops.checks import check_logits, check_temperature
-from congener.ops.collectives import Scope, all_sum, batch_size
+from congener.ops.collectives import Scope, all_sum, batch_size, warn_if_alone
 from congener.ops.divergence import soften
 from congener.ops.reduction import Reduction, check_reduction, needs_company, reduce_samples
 from congener.ops.similarity import cosine_shares, gram, norm_product
@@ -131,6 +131,7 @@ def cskd_batch_loss(
     check_logits(student_logits, teacher_logits, mask)
     check_temperature(temperature, student_logits)
     check_reduction(reduction, scope)
+    warn_if_alone(student_logits, "cskd_batch", scope=scope)
     with torch.autocast(student_logits.device.type, enabled=False):
         student = soften(student_logits, temperature, mask)
         teacher = soften(teacher_logits.detach(), temperature, mask)

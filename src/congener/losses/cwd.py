@@ -33,10 +33,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
-from congener.ops.checks import check_choice, check_temperature
+from congener.ops.checks import check_choice, check_maps, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
-from congener.ops.map_pairs import check_map_pair
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.types import Paper
@@ -79,7 +78,7 @@ def cwd_loss(
     >>> round(cwd_loss(student, teacher).item(), 4)
     1.7751
     """
-    check_map_pair(student_feature, teacher_feature, mask)
+    check_maps(student_feature, teacher_feature, mask, same_shape=True)
     check_temperature(temperature)
     check_choice("normalize", normalize, ("channel", "spatial"))
     check_reduction(reduction, scope)

@@ -17,7 +17,9 @@ symbol                 argument                                default
 
 Conventions
     y = σ(z / τ); ρ is Pearson's correlation, 1e-8 added to the product of the norms. Pixels are
-    rows. A lone sample's intra-class term is 1, without gradient. The task loss is not included.
+    rows. A lone sample's intra-class term is 1, without gradient. Where the student's logits are
+    all equal the gradient grows up to 1e8-fold: do not start from a classifier of zeros. The task
+    loss is not included.
 
 Differences from the authors' code
     None in one process (image_classification_sota, 6f7a70a). Its ImageNet runs have the intra-class
@@ -32,7 +34,7 @@ from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_logits, check_temperature
-from congener.ops.collectives import Scope
+from congener.ops.collectives import Scope, warn_if_alone
 from congener.ops.divergence import soften
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
 from congener.ops.similarity import column_correlations, row_correlations
@@ -89,6 +91,8 @@ def dist_loss(
     with torch.autocast(student_logits.device.type, enabled=False):
         student = soften(pixels_as_rows(student_logits), temperature, rows)
         teacher = soften(pixels_as_rows(teacher_logits.detach()), temperature, rows)
+        if gamma != 0:
+            warn_if_alone(student, "dist (its intra-class term)", scope=scope)
         inter_class = 1 - row_correlations(student, teacher)
         intra_class = 1 - column_correlations(student, teacher, rows, scope=scope)
         per_row = beta * inter_class + gamma * intra_class

@@ -36,7 +36,7 @@ from congener.losses.base import Loss
 from congener.losses.dkd_parts import decoupled_rows
 from congener.ops.checks import check_temperature
 from congener.ops.collectives import Scope
-from congener.ops.reduction import Reduction, check_reduction, reduce_samples
+from congener.ops.reduction import Reduction, check_reduction, labelled, reduce_samples
 from congener.types import Paper
 
 __all__ = ["DKDLoss", "dkd_loss"]
@@ -60,7 +60,7 @@ def dkd_loss(
     Args:
         student_logits: (batch, classes), two classes or more.
         teacher_logits: (batch, classes); no gradient flows into it.
-        labels: (batch,), the true classes; mask samples that have none.
+        labels: (batch,), the true classes; samples with a negative one are as if absent.
         alpha: α, weight of TCKD.
         beta: β, weight of NCKD.
         temperature: τ, softens both distributions.
@@ -85,7 +85,8 @@ def dkd_loss(
     tckd, nckd = decoupled_rows(
         student_logits, teacher_logits, labels, temperature, standardize, mask=mask
     )
-    return reduce_samples(alpha * tckd + beta * nckd, mask, reduction=reduction, scope=scope)
+    per_sample = alpha * tckd + beta * nckd
+    return reduce_samples(per_sample, labelled(labels, mask), reduction=reduction, scope=scope)
 
 
 @final

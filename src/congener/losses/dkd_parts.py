@@ -13,7 +13,8 @@ symbol         argument             default
 =============  ===================  ==========================================
 
 Conventions
-    Both are at least 0, and 0 at equal logits. With two classes NCKD is 0.
+    Both are at least 0, and 0 at equal logits. With two classes NCKD is 0. Samples with a negative
+    label, the mark of unlabelled ones, are as if absent.
 
 Differences from the authors' code
     None where mdistiller (a08d46f) is sound: it hides the label's class by subtracting 1000, which
@@ -30,7 +31,13 @@ from congener.ops.checks import check_classes, check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
-from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.reduction import (
+    Reduction,
+    blank_rows,
+    check_reduction,
+    labelled,
+    reduce_samples,
+)
 
 __all__ = ["decoupled_rows", "nckd_loss", "tckd_loss"]
 
@@ -55,7 +62,7 @@ def tckd_loss(
     check_reduction(reduction, scope)
     tensors, options = (student_logits, teacher_logits, labels), (temperature, standardize)
     tckd, _ = decoupled_rows(*tensors, *options, mask=mask)
-    return reduce_samples(tckd, mask, reduction=reduction, scope=scope)
+    return reduce_samples(tckd, labelled(labels, mask), reduction=reduction, scope=scope)
 
 
 def nckd_loss(
@@ -78,7 +85,7 @@ def nckd_loss(
     check_reduction(reduction, scope)
     tensors, options = (student_logits, teacher_logits, labels), (temperature, standardize)
     _, nckd = decoupled_rows(*tensors, *options, mask=mask)
-    return reduce_samples(nckd, mask, reduction=reduction, scope=scope)
+    return reduce_samples(nckd, labelled(labels, mask), reduction=reduction, scope=scope)
 
 
 def decoupled_rows(
@@ -96,20 +103,24 @@ def decoupled_rows(
     check_temperature(temperature)
     if student_logits.shape[1] < 2:
         raise ShapeError(f"student_logits {tuple(student_logits.shape)} need two classes or more.")
+    mask = labelled(labels, mask)
     with torch.autocast(student_logits.device.type, enabled=False):
         student, teacher = upcast(student_logits, teacher_logits.detach())
         student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
         if standardize:
             student, teacher = standardize_logits(student), standardize_logits(teacher)
         own = blank_rows(labels, mask).long().unsqueeze(1)
-        student, student_others = _decouple(student / temperature, own)
-        teacher, teacher_others = _decouple(teacher / temperature, own)
+        student, student_others = _decouple(student, own, temperature)
+        teacher, teacher_others = _decouple(teacher, own, temperature)
         tckd, nckd = kl_rows(student, teacher, 1.0), kl_rows(student_others, teacher_others, 1.0)
         return temperature**2 * tckd, temperature**2 * nckd
 
 
-def _decouple(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of (own class, all others together), and of the others alone."""
+def _decouple(logits: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logits of (own class, all others together), and of the others alone, at a temperature."""
     others = logits.scatter(1, own, -torch.inf)
+    # Shifted to at most 0: beside a large logit the logarithm of their number would be lost.
+    shift = others.detach().amax(dim=1, keepdim=True)
+    logits, others = (logits - shift) / temperature, (others - shift) / temperature
     rest = torch.logsumexp(others, dim=1, keepdim=True)
     return torch.cat((logits.gather(1, own), rest), dim=1), others

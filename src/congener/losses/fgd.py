@@ -20,9 +20,11 @@ symbol                 argument                              default
 =====================  ====================================  ======================================
 
 Conventions
-    Sums over channels and places, mean over images; M̄ is 1 over the number of background places,
-    0 where M is not. Two-stage detectors: 5e-5, 2.5e-5, 5e-5, 5e-7; RepPoints and FCOS: 1.6e-3,
-    8e-4, 8e-4, 8e-6. The authors' code (yzd-v/FGD, f1da292) gives the same.
+    Sums over channels and places, mean over images; M̄ is 1 / number of background places, 0 where M
+    is not. Two-stage: 5e-5, 2.5e-5, 5e-5, 5e-7; RepPoints, FCOS: 1.6e-3, 8e-4, 8e-4, 8e-6.
+
+Differences from the authors' code
+    None (yzd-v/FGD, f1da292).
 """
 
 from typing import ClassVar, final
@@ -35,9 +37,10 @@ from congener.losses.base import Loss
 from congener.losses.fgd_context import Contexts
 from congener.losses.fgd_parts import Weights, check_options, focal_terms, relation_term
 from congener.ops.boxes import check_places
+from congener.ops.checks import check_maps
 from congener.ops.collectives import Scope
-from congener.ops.map_pairs import align_channels, check_map_pair, project
 from congener.ops.precision import upcast
+from congener.ops.projectors import align_channels, project
 from congener.ops.reduction import Reduction, blank_rows, reduce_samples
 from congener.types import Paper
 
@@ -82,7 +85,7 @@ def fgd_loss(
     >>> fgd_loss(*maps, torch.tensor([[[1.0, 0.0]]]), weights=(1.0, 0.5, 0.0, 0.0))
     tensor(13.5000)
     """
-    check_map_pair(student_feature, teacher_feature, mask)
+    check_maps(student_feature, teacher_feature, mask, same_shape=True)
     check_places("foreground", foreground, student_feature, kind="floating point")
     check_options(weights, temperature, reduction, scope)
     with torch.autocast(student_feature.device.type, enabled=False):
@@ -90,9 +93,8 @@ def fgd_loss(
         student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
         marks = blank_rows(foreground.detach(), mask).to(student.dtype)
         focal = focal_terms(student, teacher, marks, weights, temperature)
-        contexts = (student_context, teacher_context)
-        per_sample = focal + relation_term(student, teacher, *contexts, weights, mask)
-        return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+        relation = relation_term(student, teacher, student_context, teacher_context, weights, mask)
+        return reduce_samples(focal + relation, mask, reduction=reduction, scope=scope)
 
 
 @final
@@ -144,7 +146,5 @@ class FGDLoss(Loss):
         """Align the channels, learn the contexts, then call :func:`fgd_loss`."""
         aligned = project(self.align, student_feature, mask, channels=self.student_channels)
         contexts = self.contexts(aligned, teacher_feature.detach(), mask)
-        return fgd_loss(
-            aligned, teacher_feature, foreground, *contexts, mask=mask, weights=self.weights,
-            temperature=self.temperature, reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+        options = {k: v for k, v in self.options.items() if not k.endswith("channels")}
+        return fgd_loss(aligned, teacher_feature, foreground, *contexts, mask=mask, **options)

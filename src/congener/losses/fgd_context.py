@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from congener.ops.map_pairs import project
+from congener.ops.projectors import project
 
 __all__ = ["Contexts"]
 
@@ -22,7 +22,7 @@ class Contexts(nn.Module):
         """Map two (batch, channels, height, width) to two (batch, channels)."""
         return (
             project(self.student, student, mask, channels=self.channels),
-            project(self.teacher, teacher, mask, channels=self.channels),
+            project(self.teacher, teacher, mask, channels=self.channels, name="teacher_feature"),
         )
 
 

@@ -33,9 +33,10 @@ from torch import Tensor, nn
 
 from congener.losses.base import Loss
 from congener.ops.boxes import check_places
+from congener.ops.checks import check_maps
 from congener.ops.collectives import Scope, all_sum, batch_size
-from congener.ops.map_pairs import check_map_pair, project
 from congener.ops.precision import upcast
+from congener.ops.projectors import project
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.types import Paper
 
@@ -74,7 +75,7 @@ def fgfi_loss(
     >>> fgfi_loss(torch.zeros(1, 3, 1, 2), torch.full((1, 3, 1, 2), 2.0), near, weight=1.0)
     tensor(6.)
     """
-    check_map_pair(student_feature, teacher_feature, mask)
+    check_maps(student_feature, teacher_feature, mask, same_shape=True)
     check_places("near_object", near_object, student_feature, kind="boolean")
     check_reduction(reduction, scope)
     with torch.autocast(student_feature.device.type, enabled=False):

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
-from congener.losses.fitnets_parts import ConvProjector
+from congener.losses.fitnets_parts import projector_between
 from congener.ops.checks import check_choice, check_same_shape
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
@@ -123,13 +123,9 @@ class FitNetsLoss(Loss):
         super().__init__()
         check_choice("variant", variant, ("repdistiller", "paper"))
         check_reduction(reduction, scope)
-        if (student_shape is None) is not (teacher_shape is None):
-            raise ValueError("A projector needs both student_shape and teacher_shape; give both.")
         self.student_shape, self.teacher_shape = student_shape, teacher_shape
         self.variant, self.reduction, self.scope = variant, reduction, scope
-        self.projector = None
-        if student_shape is not None and teacher_shape is not None:
-            self.projector = ConvProjector(student_shape, teacher_shape, scope=scope)
+        self.projector = projector_between(student_shape, teacher_shape, scope=scope)
 
     def forward(
         self,

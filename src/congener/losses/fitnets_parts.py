@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from congener.errors import ShapeError
 from congener.ops.batch_norm import BatchNorm
-from congener.ops.checks import check_channels, check_mask
+from congener.ops.checks import check_channels
 from congener.ops.collectives import Scope
-from congener.ops.reduction import blank_rows
+from congener.ops.projectors import project
 
-__all__ = ["ConvProjector"]
+__all__ = ["ConvProjector", "projector_between"]
 
 
 class ConvProjector(nn.Module):
@@ -41,20 +41,48 @@ class ConvProjector(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = _convolution(tuple(student_shape), tuple(teacher_shape))
+        cut = isinstance(self.conv, nn.Conv2d) and self.conv.stride == (1, 1)
+        self.least = self.conv.kernel_size if cut else (1, 1)
         self.bn = BatchNorm(teacher_shape[0], scope=scope)
         self.relu = relu
 
     def forward(self, student_feature: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project (batch, channels, height, width), whatever the masked rows hold."""
-        check_channels("student_feature", student_feature, self.conv.in_channels)
-        check_mask(mask, student_feature, "student_feature")
-        kept = blank_rows(student_feature, mask).to(self.conv.weight.dtype)
-        projected: Tensor = self.bn(self.conv(kept), mask)
+        channels = self.conv.in_channels
+        check_channels("student_feature", student_feature, channels, mask, is_map=True)
+        height, width = student_feature.shape[2:]
+        if height < self.least[0] or width < self.least[1]:
+            raise ShapeError(
+                f"student_feature {tuple(student_feature.shape)} must be a map of at least "
+                f"{self.least}; build the projector for the shape of the student's map."
+            )
+        convolved = project(self.conv, student_feature, mask, channels=channels)
+        projected: Tensor = self.bn(convolved, mask)
         return torch.relu(projected) if self.relu else projected
 
     def extra_repr(self) -> str:
         """Name the settings."""
         return f"relu={self.relu}"
+
+
+def projector_between(
+    student_shape: Sequence[int] | None,
+    teacher_shape: Sequence[int] | None,
+    *,
+    relu: bool = True,
+    scope: Scope = "global",
+) -> ConvProjector | None:
+    """A projector from one shape to another; none where neither is given.
+
+    Raises:
+        ShapeError: no projector brings the one to the other.
+        ValueError: only one of the two is given.
+    """
+    if student_shape is None and teacher_shape is None:
+        return None
+    if student_shape is None or teacher_shape is None:
+        raise ValueError("A projector needs both student_shape and teacher_shape; give both.")
+    return ConvProjector(student_shape, teacher_shape, relu=relu, scope=scope)
 
 
 def _convolution(

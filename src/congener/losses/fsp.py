@@ -35,9 +35,9 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.losses.base import Loss
-from congener.ops.checks import check_choice, check_maps
+from congener.ops.checks import check_choice, check_maps, check_same_channels
 from congener.ops.collectives import Scope
-from congener.ops.levels import check_levels, check_same_channels
+from congener.ops.levels import check_levels
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.ops.spatial import match_sizes

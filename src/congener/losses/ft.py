@@ -17,15 +17,17 @@ symbol         argument                             default
 =============  ===================================  ===============================
 
 Conventions
-    Mean over all elements and samples of flattened factors; a factor of zeros stays zero. Equal
-    directions give 0. The task loss is not included; the authors' weight is 500. The module holds
-    both nets and freezes the paraphraser: it must have been trained before.
+    Mean over all elements and samples of flattened factors; a factor of zeros stays zero, with a
+    gradient 10¹² times that of a factor of norm 1, as normalising has it. Equal directions give 0.
+    The task loss is not included; the authors' weight is 500. The module holds both nets and
+    freezes the paraphraser: it must have been trained before.
 
 Differences from the authors' code
     Factor-Transfer-pytorch (19cce26) gives the same value; the paper has the norm, not the mean.
     RepDistiller's FactorTransfer is another loss, of attention maps instead of factors.
 """
 
+import math
 from typing import ClassVar, final
 
 import torch
@@ -119,9 +121,11 @@ class FTLoss(Loss):
     ) -> None:
         super().__init__()
         check_reduction(reduction, scope)
-        factor_channels = round(rate * teacher_channels)
+        factor_channels = round(rate * teacher_channels) if 0 < rate < math.inf else 0
         if factor_channels < 1:
-            raise ValueError(f"rate {rate} of {teacher_channels} channels leaves none; raise it.")
+            raise ValueError(
+                f"rate {rate} of {teacher_channels} channels leaves none; give one in (0, 1]."
+            )
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         self.rate, self.reduction, self.scope = rate, reduction, scope
         self.translator = Translator(student_channels, factor_channels)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from congener.ops.checks import check_channels, check_mask
+from congener.ops.checks import check_channels
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
@@ -82,8 +82,8 @@ class Paraphraser(nn.Module):
             reduction: ``"mean"`` or ``"sum"`` over samples, or ``"none"``.
             scope: ``"global"``: the batch of all processes; ``"local"``: of this one.
         """
-        check_channels("teacher_feature", teacher_feature, self.teacher_channels)
-        check_mask(mask, teacher_feature, "teacher_feature")
+        channels = self.teacher_channels
+        check_channels("teacher_feature", teacher_feature, channels, mask, is_map=True)
         check_reduction(reduction, scope)
         target = blank_rows(teacher_feature.detach(), mask)
         found = self.decoder(self(target))

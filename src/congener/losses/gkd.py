@@ -25,7 +25,8 @@ Conventions
 Differences from the authors' code
     TRL (f2cd577) gives the same value where labels are given; without them it divides by sequences
     instead of tokens. DistillKit multiplies by τ². DistiLLM's λ is 1 − β, and its forward KL lacks
-    the teacher's entropy. Tokens that both exclude by logits of -inf count nothing; there NaN.
+    the teacher's entropy. Tokens that both exclude by logits of -inf count nothing; there NaN. In
+    the forward or reverse KL one that only the other side excludes is infinite, here a huge number.
 """
 
 from typing import ClassVar, final
@@ -73,7 +74,7 @@ def gkd_loss(
 
     Returns:
         A scalar, or (...) for ``"none"``; at least float32. Of many tokens it keeps the gradient
-        alone for backward, and cannot be differentiated twice.
+        alone for backward; it cannot be differentiated twice, nor transformed by ``torch.func``.
 
     Raises:
         ShapeError: the logits differ in shape, or the mask does not fit.

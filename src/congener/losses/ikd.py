@@ -19,8 +19,10 @@ symbol            argument               default
 
 Conventions
     Sum over channels and locations, mean over images. ``"l1"`` sums absolute differences; ``"cwd"``
-    is α · CWD. Published is the sum over a pyramid's levels; this is one. The attack is not
-    included. The authors' code (JWLiang007/IKD, 2c7d605) gives the same.
+    is α · CWD. Published is the sum over a pyramid's levels; this is one. No attack is included.
+
+Differences from the authors' code
+    None (JWLiang007/IKD, 2c7d605).
 """
 
 from typing import ClassVar, Literal, final
@@ -31,10 +33,10 @@ from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.losses.cwd import cwd_loss
-from congener.ops.checks import check_choice, check_temperature
+from congener.ops.checks import check_choice, check_maps, check_temperature
 from congener.ops.collectives import Scope
-from congener.ops.map_pairs import align_channels, check_map_pair, project
 from congener.ops.precision import upcast
+from congener.ops.projectors import align_channels, project
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.types import Paper
 
@@ -76,7 +78,7 @@ def ikd_loss(
     >>> ikd_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0), alpha=0.5)
     tensor(18.)
     """
-    check_map_pair(student_feature, teacher_feature, mask)
+    check_maps(student_feature, teacher_feature, mask, same_shape=True)
     check_choice("distance", distance, ("mse", "l1", "cwd"))
     check_temperature(temperature)
     check_reduction(reduction, scope)
@@ -143,8 +145,5 @@ class IKDLoss(Loss):
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Align the channels, then call :func:`ikd_loss` with the stored hyper-parameters."""
         projected = project(self.align, student_feature, mask, channels=self.student_channels)
-        return ikd_loss(
-            projected, teacher_feature, mask=mask,
-            distance=self.distance, alpha=self.alpha, temperature=self.temperature,
-            reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+        options = {k: v for k, v in self.options.items() if not k.endswith("channels")}
+        return ikd_loss(projected, teacher_feature, mask=mask, **options)

@@ -19,7 +19,8 @@ Conventions
     A map is (batch, channels, frames, frequencies); its frames are read as channels · frequencies
     numbers. Where the numbers of frames differ, the longer sequence is averaged to the shorter
     before the product. L is of order 1/T, so a weight is worth quoting only with T. G is never held
-    for long utterances (:mod:`congener.ops.gram`). The task loss is not included.
+    for long utterances (:mod:`congener.ops.gram`). The own row of a frame of zeros, which has no
+    direction, has no gradient. The task loss is not included.
 
 Differences from the authors' code
     None is published. The equation is SP's with frames for samples, which the abstract describes;

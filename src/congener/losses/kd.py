@@ -21,7 +21,8 @@ Conventions
 
 Differences from the authors' code
     None was published with the paper; RepDistiller (b84f547) and mdistiller (a08d46f) agree with
-    this to round-off. Classes excluded by logits of -inf count nothing here; there they give NaN.
+    this to round-off. Classes that the teacher, or both, exclude by logits of -inf count nothing
+    here; there they give NaN. One that the student alone excludes makes the loss infinite.
 """
 
 from typing import ClassVar, final

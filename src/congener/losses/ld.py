@@ -21,8 +21,9 @@ Conventions
     0.25. For the valuable region give its locations, w = their overlaps, and a quarter of that.
 
 Differences from the authors' code
-    The release (HikariTJU/LD, 258b2a1) leaves the division by the sum of the weights out, so that
-    its loss grows with the batch: ``normalize="locations", reduction="sum"``.
+    The release (HikariTJU/LD, 258b2a1) divides its other box losses by the sum of the weights of
+    all processes, but not this one, which so depends on how a batch is split over processes. It is
+    ``normalize="locations", reduction="sum", scope="local"``; ours is the same for every split.
 """
 
 from typing import ClassVar, Literal, final
@@ -116,7 +117,7 @@ class LDLoss(Loss):
     batch_coupled = True
     sources: ClassVar = {
         "temperature": "authors' code: 10",
-        "normalize": "authors' code for its other box losses: by the weights; for this one none",
+        "normalize": "ours: by the weights, as the authors' other box losses; theirs is a sum",
         "reduction": "authors' code: mean over bins and edges",
         "scope": "ours: the batch is the global batch",
     }

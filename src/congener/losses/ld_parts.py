@@ -24,7 +24,8 @@ def ld_class_loss(
     """Divergence of the class probabilities at positive locations, times τ², mean over classes.
 
     Arguments, results and refusals are those of :func:`~congener.losses.kd_loss`, with locations
-    for samples: it is that loss divided by the number of classes. Authors weigh it by 10.
+    for samples: it is that loss divided by the number of classes. Authors weigh it by 10, and sum
+    it over the levels of a pyramid.
 
     >>> import torch
     >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[4.0, 0.0]])

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 
 from congener.losses.base import Loss
 from congener.ops.boxes import check_places
+from congener.ops.checks import check_maps
 from congener.ops.collectives import Scope
-from congener.ops.map_pairs import align_channels, check_map_pair, project
 from congener.ops.precision import upcast
+from congener.ops.projectors import align_channels, project
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.types import Paper
 
@@ -72,7 +73,7 @@ def mgd_loss(
     >>> mgd_loss(torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0), alpha=0.5)
     tensor(18.)
     """
-    check_map_pair(student_feature, teacher_feature, mask)
+    check_maps(student_feature, teacher_feature, mask, same_shape=True)
     check_reduction(reduction, scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature, teacher_feature.detach())

@@ -66,7 +66,7 @@ def mhkd_loss(
     Args:
         student_head_logits: (batch, classes) of each head, shallow to deep.
         teacher_head_logits: of as many heads, each like its pair; no gradient flows into them.
-        labels: (batch,), the true classes; mask samples that have none.
+        labels: (batch,), the true classes; a negative one leaves its sample the KL divergence.
         kl_weight: weight of each KL divergence.
         ce_weight: weight of each cross-entropy with the labels.
         temperature: τ of the KL divergence.
@@ -95,7 +95,7 @@ def mhkd_loss(
             student, teacher = upcast(pair[0], pair[1].detach())
             student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
             kd = temperature**2 * kl_rows(student, teacher, temperature)
-            task = label_cross_entropy_rows(student, labels, mask)
+            task = label_cross_entropy_rows(student, labels, mask, scope=scope)
             per_head.append(kl_weight * kd + ce_weight * task)
         per_sample = torch.stack(per_head).sum(dim=0)
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.losses.mixed_labels import label_cross_entropy_rows
-from congener.ops.checks import check_floating, check_mask
+from congener.ops.checks import check_classes, check_floating, check_mask
 from congener.ops.collectives import Scope
-from congener.ops.reduction import Reduction, check_reduction, reduce_samples
+from congener.ops.reduction import Reduction, check_reduction, labelled, reduce_samples
 
 __all__ = ["check_heads", "head_cross_entropy_loss"]
 
@@ -34,7 +34,7 @@ def head_cross_entropy_loss(
 
     Args:
         head_logits: (batch, classes) of each head.
-        labels: (batch,), the true classes; mask samples that have none.
+        labels: (batch,), the true classes; samples with a negative one are as if absent.
         mask: (batch,), which samples count; the others are as if absent.
         reduction: ``"mean"`` or ``"sum"`` over samples, or ``"none"``.
         scope: ``"global"``: the batch of all processes; ``"local"``: of this one.
@@ -58,19 +58,23 @@ def head_cross_entropy_loss(
             if logits.dim() != 2:
                 raise ShapeError(f"head_logits {tuple(logits.shape)} must be (batch, classes).")
             check_mask(mask, logits, "head_logits")
-            per_head.append(label_cross_entropy_rows(logits, labels, mask))
+            check_classes(labels, logits, mask)
+            known = labelled(labels, mask)
+            per_head.append(label_cross_entropy_rows(logits, labels, known, scope=scope))
         per_sample = torch.stack(per_head).sum(dim=0)
-        return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+        return reduce_samples(per_sample, known, reduction=reduction, scope=scope)
 
 
 def check_heads(
-    student_head_logits: Sequence[Tensor], teacher_head_logits: Sequence[Tensor]
+    student_head_logits: Sequence[Tensor] | Tensor, teacher_head_logits: Sequence[Tensor] | Tensor
 ) -> None:
     """There must be as many heads on both sides, one at least.
 
     Raises:
-        ShapeError: there are not.
+        ShapeError: there are not, or they come as one tensor.
     """
+    if isinstance(student_head_logits, Tensor) or isinstance(teacher_head_logits, Tensor):
+        raise ShapeError("heads must come as lists of logits; put those of one head in a list.")
     student, teacher = len(student_head_logits), len(teacher_head_logits)
     if student != teacher or not student:
         raise ShapeError(

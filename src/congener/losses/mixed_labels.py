@@ -8,6 +8,9 @@ both teach such labels, as the task loss of virtual samples.
         + (1 - \lambda_i) \, \mathrm{CE}(z^s_i, y'_i) \big)
 
 which equals the cross-entropy with the mixed label, as cross-entropy is linear in the label.
+
+A negative label marks an unlabelled sample. Cross-entropies are means over the labelled ones; what
+else a loss consists of, the teacher's part, takes all.
 """
 
 import torch
@@ -16,9 +19,15 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.ops.checks import check_classes, check_floating, check_mask
-from congener.ops.collectives import Scope
+from congener.ops.collectives import Scope, batch_size
 from congener.ops.precision import upcast
-from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.reduction import (
+    Reduction,
+    blank_rows,
+    check_reduction,
+    labelled,
+    reduce_samples,
+)
 
 __all__ = ["Share", "label_cross_entropy_rows", "mixed_cross_entropy_loss", "mixed_label_rows"]
 
@@ -41,7 +50,8 @@ def mixed_cross_entropy_loss(
     Args:
         student_logits: (batch, classes), of the virtual samples.
         labels: (batch,), of the first sample of each.
-        other_labels: (batch,), of the second.
+        other_labels: (batch,), of the second. Where one of both is negative, the virtual sample is
+            as if absent.
         share: λ, how much of each virtual sample is its first one, between 0 and 1; one number, or
             one for each sample, (batch,). A constant.
         mask: (batch,), which samples count; the others are as if absent.
@@ -64,8 +74,12 @@ def mixed_cross_entropy_loss(
         raise ShapeError(f"student_logits {tuple(student_logits.shape)} must be (batch, classes).")
     check_mask(mask, student_logits, "student_logits")
     check_reduction(reduction, scope)
+    for each in (labels, other_labels):
+        check_classes(each, student_logits, mask)
+    mask = labelled(other_labels, labelled(labels, mask))
     with torch.autocast(student_logits.device.type, enabled=False):
-        per_sample = mixed_label_rows(student_logits, labels, other_labels, share, mask)
+        both = (labels, other_labels)
+        per_sample = mixed_label_rows(student_logits, *both, share, mask, scope=scope)
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
 
 
@@ -74,23 +88,40 @@ def mixed_label_rows(
     labels: Tensor,
     other_labels: Tensor,
     share: Share,
-    mask: Tensor | None = None,
+    mask: Tensor | None,
+    *,
+    scope: Scope,
 ) -> Tensor:
-    """The cross-entropy of each sample; arguments as of :func:`mixed_cross_entropy_loss`."""
+    """As :func:`label_cross_entropy_rows`; arguments as of :func:`mixed_cross_entropy_loss`."""
     check_share(share, student_logits)
-    own = label_cross_entropy_rows(student_logits, labels, mask)
-    other = label_cross_entropy_rows(student_logits, other_labels, mask)
+    own = _cross_entropy(student_logits, labels, mask)
+    other = _cross_entropy(student_logits, other_labels, mask)
     if isinstance(share, Tensor):
         share = share.detach().to(own.dtype)
-    return share * own + (1 - share) * other
+    known = labelled(other_labels, labelled(labels, mask))
+    return _over_known(share * own + (1 - share) * other, known, mask, scope)
 
 
-def label_cross_entropy_rows(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy of each row of logits (batch, classes) with its label, at least float32."""
+def label_cross_entropy_rows(
+    logits: Tensor, labels: Tensor, mask: Tensor | None, *, scope: Scope
+) -> Tensor:
+    """Contributions whose mean over unmasked samples is the labelled ones' mean cross-entropy."""
+    rows = _cross_entropy(logits, labels, mask)
+    return _over_known(rows, labelled(labels, mask), mask, scope)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     check_classes(labels, logits, mask)
-    (wide,) = upcast(blank_rows(logits, mask))
-    own = blank_rows(labels, mask).long().unsqueeze(1)
+    known = labelled(labels, mask)
+    (wide,) = upcast(blank_rows(logits, known))
+    own = blank_rows(labels, known).long().unsqueeze(1)
     return -torch.log_softmax(wide, dim=1).gather(1, own).squeeze(1)
+
+
+def _over_known(rows: Tensor, known: Tensor, mask: Tensor | None, scope: Scope) -> Tensor:
+    """Spread a mean over the known rows over all unmasked ones."""
+    every, kept = batch_size(rows, mask, scope=scope), batch_size(rows, known, scope=scope)
+    return blank_rows(rows, known) * (every / kept)
 
 
 def check_share(share: Share, logits: Tensor) -> None:

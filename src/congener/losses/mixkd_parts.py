@@ -30,7 +30,7 @@ from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 
-__all__ = ["Distance", "mixkd_distance_loss"]
+__all__ = ["Distance", "distance_rows", "mixkd_distance_loss"]
 
 Distance = Literal["mse", "kl"]
 
@@ -66,15 +66,25 @@ def mixkd_distance_loss(
     >>> mixkd_distance_loss(torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]))
     tensor(8.)
     """
+    check_reduction(reduction, scope)
+    per_sample = distance_rows(student_logits, teacher_logits, distance, temperature, mask)
+    return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+
+
+def distance_rows(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    distance: Distance,
+    temperature: float,
+    mask: Tensor | None,
+) -> Tensor:
+    """The distance of each sample; arguments as of :func:`mixkd_distance_loss`."""
     check_logits(student_logits, teacher_logits, mask)
     check_choice("distance", distance, ("mse", "kl"))
     check_temperature(temperature)
-    check_reduction(reduction, scope)
     with torch.autocast(student_logits.device.type, enabled=False):
         student, teacher = upcast(student_logits, teacher_logits.detach())
         student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
         if distance == "mse":
-            per_sample = (student - teacher).square().mean(dim=1)
-        else:
-            per_sample = temperature**2 * kl_rows(student, teacher, temperature)
-        return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+            return (student - teacher).square().mean(dim=1)
+        return temperature**2 * kl_rows(student, teacher, temperature)

@@ -36,7 +36,13 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.losses.base import Loss
-from congener.ops.checks import check_floating, check_labels, check_mask
+from congener.ops.checks import (
+    UNLABELLED,
+    check_below,
+    check_floating,
+    check_labels,
+    check_mask,
+)
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
@@ -71,7 +77,7 @@ def nd_loss(
 
     Raises:
         ShapeError: the features differ in shape, or the labels, means or mask do not fit.
-        ValueError: integer features, labels that are no integers, an unknown word.
+        ValueError: integer features, a label that is no class, an unknown word.
 
     >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     >>> nd_loss(student, teacher, torch.tensor([0]), torch.tensor([[5.0, 0.0]]))
@@ -88,6 +94,7 @@ def nd_loss(
         )
     check_mask(mask, student_feature, "student_feature")
     check_labels(labels, student_feature, "student_feature")
+    check_below("labels", labels, len(class_means), mask, way_out=UNLABELLED)
     check_reduction(reduction, scope)
     mask = labels >= 0 if mask is None else mask & (labels >= 0)
     with torch.autocast(student_feature.device.type, enabled=False):

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from congener.errors import ShapeError
-from congener.ops.checks import check_floating, check_labels
+from congener.ops.checks import UNLABELLED, check_below, check_floating, check_labels
 from congener.ops.collectives import Scope, all_sum, check_scope
 
 __all__ = ["class_means"]
@@ -47,8 +47,7 @@ def class_means(
             f"features {tuple(features.shape)} must be (samples, channels); pool maps."
         )
     check_labels(labels, features, "features")
-    if (labels >= classes).any():
-        raise ValueError(f"labels must be below classes = {classes}, not {int(labels.max())}.")
+    check_below("labels", labels, classes, way_out=UNLABELLED)
     known = labels >= 0
     rows, places = features.detach()[known].double(), labels[known].long()
     # The last column counts the samples.

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_channels, check_features, check_same_shape
-from congener.ops.collectives import Scope, batch_size
+from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
 from congener.ops.relations import gather_batch
@@ -74,6 +74,7 @@ def neighbour_correlation_loss(
     way_out = "NeighbourCorrelationLoss(student_channels, teacher_channels) embeds both"
     check_same_shape(student_feature, teacher_feature, mask, way_out=way_out)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "neighbour_correlation", scope=scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         batch = gather_batch(student, teacher, mask, scope=scope)

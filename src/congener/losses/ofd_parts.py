@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from congener.errors import ShapeError
 from congener.ops.checks import check_floating, check_same_shape
 from congener.ops.collectives import Scope
-from congener.ops.levels import check_level_channels, check_levels, positions
+from congener.ops.levels import check_level_channels, check_levels
 from congener.ops.precision import upcast
 from congener.ops.projectors import ConvNorm
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.spatial import positions
 
 __all__ = ["OFDProjector", "ofd_margin", "partial_l2_loss"]
 

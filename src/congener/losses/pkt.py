@@ -31,7 +31,7 @@ from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_features
-from congener.ops.collectives import Scope, batch_size
+from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
 from congener.ops.relations import by_rows, gather_batch, unit_rows
@@ -77,12 +77,12 @@ def pkt_loss(
     check_features(student_feature, teacher_feature, mask)
     _check_options(eps, variant)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "pkt", scope=scope)
     authors = variant == "authors"
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         batch = gather_batch(student, teacher, mask, scope=scope)
-        add = eps if authors else 0.0
-        students, teachers = unit_rows(batch.student, add=add), unit_rows(batch.teacher, add=add)
+        students, teachers = (unit_rows(x, add=eps if authors else 0.0) for x in batch[:2])
 
         def divergence(s: Tensor, t: Tensor, _: Tensor, place: Tensor, *everyone: Tensor) -> Tensor:
             all_s, all_t, kept, places = everyone

@@ -38,9 +38,10 @@ from congener.losses.base import Loss
 from congener.losses.reviewkd_parts import ReviewKDProjector
 from congener.ops.checks import check_maps
 from congener.ops.collectives import Scope
-from congener.ops.levels import as_map, check_levels
+from congener.ops.levels import check_levels
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.spatial import as_map
 from congener.types import Paper
 
 __all__ = ["ReviewKDLoss", "hcl_loss"]
@@ -134,8 +135,7 @@ class ReviewKDLoss(Loss):
         channels = (student_channels, teacher_channels, mid_channels)
         self.projector = ReviewKDProjector(*channels, scope=scope)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
-        self.mid_channels = mid_channels
-        self.reduction, self.scope = reduction, scope
+        self.mid_channels, self.reduction, self.scope = mid_channels, reduction, scope
 
     def forward(
         self,

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from congener.ops.checks import check_maps
 from congener.ops.collectives import Scope
-from congener.ops.levels import as_map, check_level_channels, check_levels
+from congener.ops.levels import check_level_channels, check_levels
 from congener.ops.projectors import ConvNorm
+from congener.ops.spatial import as_map
 
 __all__ = ["ReviewKDProjector"]
 
@@ -58,6 +60,7 @@ class ReviewKDProjector(nn.Module):
         deeper = None
         levels = list(zip(self.levels, student_features, teacher_features, strict=True))
         for level, student, teacher in reversed(levels):
+            check_maps(as_map(student), as_map(teacher))
             result, deeper = level(student, deeper, as_map(teacher).shape[2:], mask)
             fused.insert(0, result.flatten(1) if teacher.dim() == 2 else result)
         return fused

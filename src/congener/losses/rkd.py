@@ -102,7 +102,7 @@ class RKDLoss(Loss):
     batch_coupled = True
     sources: ClassVar = {
         "distance_weight": "RepDistiller, mdistiller: 25",
-        "angle_weight": "RepDistiller, mdistiller: 50; the paper, too, weighs angles twice",
+        "angle_weight": "RepDistiller, mdistiller: 50; twice λ_D also in the paper, from memory",
         "reduction": "authors' code: mean over all pairs and triplets",
         "scope": "ours: the batch is the global batch",
     }

@@ -1,7 +1,7 @@
 """The two relations of RKD (Park et al., CVPR 2019) alone: :func:`congener.losses.rkd_loss`.
 
-Distances are computed twice, first for their mean, and angles by the law of cosines, both in blocks
-of rows that backward computes again.
+Distances, of which first the mean is taken, and angles, by the law of cosines, are computed in
+blocks; backward computes what is more than one block again.
 """
 
 import torch
@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.ops.checks import check_features
-from congener.ops.collectives import Scope, batch_size
+from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.huber import huber_of_angles, huber_of_distances
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
-from congener.ops.relations import gather_batch, squared_distances
+from congener.ops.relations import SquaredDistances, gather_batch
 
 __all__ = ["rkd_angle_loss", "rkd_distance_loss"]
 
@@ -34,6 +34,7 @@ def rkd_distance_loss(
     """
     check_features(student_feature, teacher_feature, mask)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "rkd", scope=scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         batch = gather_batch(student, teacher, mask, scope=scope)
@@ -58,15 +59,15 @@ def rkd_angle_loss(
     """
     check_features(student_feature, teacher_feature, mask)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "rkd", scope=scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         batch = gather_batch(student, teacher, mask, scope=scope)
         kept = batch.kept & batch.kept.unsqueeze(1)
         student_squares, teacher_squares = (
-            torch.where(kept, squared_distances(points, points), 0)
+            torch.where(kept, SquaredDistances(points)[:], 0)
             for points in (batch.student, batch.teacher)
         )
-
         triplets = huber_of_angles(student_squares, teacher_squares, batch.own)
         per_sample = triplets / batch_size(student, mask, scope=scope).square()
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

@@ -33,12 +33,11 @@ from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.losses.simkd_parts import SimKDProjector
-from congener.ops.checks import check_maps
+from congener.ops.checks import check_maps, check_same_channels
 from congener.ops.collectives import Scope
-from congener.ops.levels import as_map, check_same_channels
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
-from congener.ops.spatial import match_sizes
+from congener.ops.spatial import as_map, match_sizes
 from congener.types import Paper
 
 __all__ = ["SimKDLoss", "simkd_loss"]

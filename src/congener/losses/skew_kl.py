@@ -79,7 +79,7 @@ def skew_kl_loss(
 
     Returns:
         A scalar, or (...) for ``"none"``; at least float32. Of many tokens it keeps the gradient
-        alone for backward, and cannot be differentiated twice.
+        alone for backward; it cannot be differentiated twice, nor transformed by ``torch.func``.
 
     Raises:
         ShapeError: the logits differ in shape, or the mask does not fit.

@@ -21,23 +21,24 @@ Conventions
     large batch (:mod:`congener.ops.gram`), which changes neither value nor gradient.
 
 Differences from the authors' code
-    RepDistiller (b84f547), verified by the paper's author, gives the same value. ``"features"``
-    is another loss that circulates: samples are normalised before the product, rows are not after.
+    RepDistiller (b84f547), verified by the paper's author, gives the same value. The own row of a
+    sample of zeros has no gradient; there it is of order 1e12. ``"features"`` is another loss that
+    circulates: samples are normalised before the product, rows are not after.
 """
 
 from typing import ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_features
-from congener.ops.collectives import Scope, batch_size
+from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.gram import gram_distances
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.relations import unit_rows
 from congener.types import Paper
 
 __all__ = ["SPLoss", "sp_loss"]
@@ -78,12 +79,13 @@ def sp_loss(
     check_features(student_feature, teacher_feature, mask)
     check_choice("normalize", normalize, ("gram_rows", "features"))
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature, "sp", scope=scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
         by_rows = normalize == "gram_rows"
         if not by_rows:
-            student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+            student, teacher = unit_rows(student), unit_rows(teacher)
         row_sums = gram_distances(student, teacher, normalize_rows=by_rows, scope=scope)
         per_sample = row_sums / batch_size(student, mask, scope=scope)
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

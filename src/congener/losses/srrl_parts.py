@@ -6,11 +6,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.errors import ShapeError
-from congener.ops.checks import check_floating, check_logits, check_mask
+from congener.ops.checks import check_floating, check_logits, check_mask, check_same_channels
 from congener.ops.collectives import Scope
-from congener.ops.levels import check_same_channels, positions
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.spatial import positions
 
 __all__ = ["srrl_feature_loss", "srrl_logit_loss"]
 

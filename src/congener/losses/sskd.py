@@ -43,7 +43,7 @@ from congener.losses.sskd_selection import (
     transferred,
 )
 from congener.ops.checks import check_features, check_temperature
-from congener.ops.collectives import Scope
+from congener.ops.collectives import Scope, warn_if_alone
 from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction
@@ -93,14 +93,14 @@ def sskd_loss(
     check_views(teacher_feature, "teacher_feature", views, mask)
     check_temperature(temperature)
     check_reduction(reduction, scope)
+    warn_if_alone(student_feature[::views], "sskd", scope=scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature, teacher_feature.detach())
         student_scores, _ = match(student, views, mask, scope)
         teacher_scores, targets = match(teacher, views, mask, scope)
         kept = transferred(teacher_scores, targets, ratio, mask, scope)
         per_copy = temperature**2 * kl_rows(student_scores, teacher_scores, temperature)
-        batch = student_feature.shape[0] // views
-        return kept_mean(per_copy, kept, mask, batch, reduction=reduction, scope=scope)
+        return kept_mean(per_copy, kept, mask, views, reduction=reduction, scope=scope)
 
 
 @final

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from congener.losses.sskd_selection import check_views, kept_mean, match
 from congener.ops.checks import check_temperature
-from congener.ops.collectives import Scope
+from congener.ops.collectives import Scope, warn_if_alone
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction
 
@@ -52,6 +52,7 @@ def sskd_head_loss(
     check_views(feature, "feature", views, mask)
     check_temperature(temperature)
     check_reduction(reduction, scope)
+    warn_if_alone(feature[::views], "sskd_head", scope=scope)
     with torch.autocast(feature.device.type, enabled=False):
         (wide,) = upcast(feature)
         scores, targets = match(wide, views, mask, scope)
@@ -59,5 +60,4 @@ def sskd_head_loss(
         kept = torch.ones_like(targets, dtype=torch.bool)
         if mask is not None:
             kept = mask.repeat_interleave(views - 1)
-        batch = feature.shape[0] // views
-        return kept_mean(per_copy, kept, mask, batch, reduction=reduction, scope=scope)
+        return kept_mean(per_copy, kept, mask, views, reduction=reduction, scope=scope)

@@ -39,7 +39,7 @@ from congener.losses.sskd_selection import (
     kept_mean,
     transferred,
 )
-from congener.ops.checks import check_labels, check_logits, check_temperature
+from congener.ops.checks import check_classes, check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
@@ -68,7 +68,7 @@ def sskd_transformed_loss(
     check_logits(student_logits, teacher_logits)
     check_selection(views, ratio)
     check_views(student_logits, "student_logits", views, mask)
-    check_labels(labels, student_logits[::views], "the untransformed rows of student_logits")
+    check_classes(labels, student_logits[::views], mask)
     check_temperature(temperature)
     check_reduction(reduction, scope)
     mask = labels >= 0 if mask is None else mask & (labels >= 0)
@@ -80,8 +80,7 @@ def sskd_transformed_loss(
         targets = labels.masked_fill(~mask, 0).long().repeat_interleave(views - 1)
         kept = transferred(teacher, targets, ratio, mask, scope)
         per_copy = temperature**2 * kl_rows(student, teacher, temperature)
-        batch = labels.shape[0]
-        return kept_mean(per_copy, kept, mask, batch, reduction=reduction, scope=scope)
+        return kept_mean(per_copy, kept, mask, views, reduction=reduction, scope=scope)
 
 
 @final

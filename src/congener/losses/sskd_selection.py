@@ -5,13 +5,13 @@ A transformed copy is a row of (batch · (views − 1), ...), in the same order.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.ops.checks import check_floating, check_mask
 from congener.ops.collectives import Scope, all_sum, batch_size, gather_rows
 from congener.ops.reduction import Reduction, blank_rows, reduce_samples
+from congener.ops.relations import unit_rows
 
 __all__ = ["check_selection", "check_views", "copies_of", "kept_mean", "match", "transferred"]
 
@@ -64,9 +64,8 @@ def match(features: Tensor, views: int, mask: Tensor | None, scope: Scope) -> tu
         Cosines (copies, candidates), -inf where a candidate does not count, and the column of each
         copy's own sample, (copies,).
     """
-    if mask is not None:
-        features = blank_rows(features, mask.repeat_interleave(views))
-    features = F.normalize(features, eps=1e-8)
+    rows = None if mask is None else mask.repeat_interleave(views)
+    features = unit_rows(blank_rows(features, rows))
     candidates, own = gather_rows(features[::views], scope=scope)
     kept = torch.ones_like(features[::views, 0], dtype=torch.bool) if mask is None else mask
     present, _ = gather_rows(kept, scope=scope)
@@ -113,14 +112,13 @@ def kept_mean(
     per_copy: Tensor,
     kept: Tensor,
     mask: Tensor | None,
-    batch: int,
+    views: int,
     *,
     reduction: Reduction,
     scope: Scope,
 ) -> Tensor:
-    """Average over the kept copies in scope, as contributions of the ``batch`` samples here."""
+    """Average over the kept copies in scope, as contributions of the samples here."""
     count = all_sum(kept.sum(dtype=per_copy.dtype), scope=scope).clamp(min=1)
-    copies = per_copy.shape[0] // max(batch, 1)
-    sums = torch.where(kept, per_copy, 0).reshape(batch, copies).sum(dim=1)
+    sums = torch.where(kept, per_copy, 0).reshape(-1, views - 1).sum(dim=1)
     per_sample = sums / count * batch_size(sums, mask, scope=scope)
     return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

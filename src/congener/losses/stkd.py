@@ -66,7 +66,7 @@ def stkd_loss(
 
     Arguments, results and errors are those of :func:`congener.losses.mixed_cross_entropy_loss`,
     with ``teacher_logits`` of the same virtual samples, detached, and ``temperature`` as of
-    :func:`congener.losses.kd_loss`.
+    :func:`congener.losses.kd_loss`. A sample without labels, a negative one, keeps its KL.
 
     >>> student, teacher, labels = torch.zeros(1, 2), torch.tensor([[4.0, 0.0]]), torch.tensor([0])
     >>> round(stkd_loss(student, teacher, labels, 1 - labels, 0.3).item(), 4)  # log 2 / 10 + …
@@ -78,7 +78,7 @@ def stkd_loss(
     with torch.autocast(student_logits.device.type, enabled=False):
         student, teacher = upcast(student_logits, teacher_logits.detach())
         student, teacher = blank_rows(student, mask), blank_rows(teacher, mask)
-        task = mixed_label_rows(student, labels, other_labels, share, mask)
+        task = mixed_label_rows(student, labels, other_labels, share, mask, scope=scope)
         kd = temperature**2 * kl_rows(student, teacher, temperature)
         per_sample = ce_weight * task + kl_weight * kd
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

@@ -70,7 +70,8 @@ def uld_loss(
 
     Returns:
         A scalar, or (batch,) for ``"none"``; at least float32. Of many tokens it keeps the
-        gradient alone for backward, and cannot be differentiated twice.
+        gradient alone for backward; it cannot be differentiated twice, nor transformed by
+        ``torch.func``.
 
     Raises:
         ShapeError: the batch sizes differ, or a mask does not fit.

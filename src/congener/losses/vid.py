@@ -33,13 +33,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from congener.losses.base import Loss
-from congener.losses.vid_parts import mean_projector, starting_scale
+from congener.losses.vid_parts import check_scale, mean_projector, starting_scale
 from congener.ops.checks import check_channels, check_maps, check_same_shape
 from congener.ops.collectives import Scope
-from congener.ops.levels import positions
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
-from congener.ops.spatial import match_sizes
+from congener.ops.spatial import match_sizes, positions
 from congener.types import Paper
 
 __all__ = ["VIDLoss", "vid_loss"]
@@ -71,7 +70,7 @@ def vid_loss(
 
     Raises:
         ShapeError: the features differ in shape, or the scales or the mask do not fit.
-        ValueError: integer features, an unknown reduction or scope.
+        ValueError: integer inputs, a negative eps, an unknown reduction or scope.
 
     >>> student, teacher = torch.tensor([[3.0]]), torch.tensor([[1.0]])
     >>> log_scale = torch.tensor([1.0]).expm1().log()  # a variance of 1
@@ -80,7 +79,7 @@ def vid_loss(
     """
     way_out = "a projector predicts the mean: VIDLoss(student_channels, teacher_channels)"
     check_same_shape(student_feature, teacher_feature, mask, way_out=way_out)
-    check_channels("student_feature", student_feature, len(log_scale))
+    check_scale(log_scale, student_feature, eps)
     check_reduction(reduction, scope)
     with torch.autocast(student_feature.device.type, enabled=False):
         mean, target, scale = upcast(student_feature, teacher_feature.detach(), log_scale)

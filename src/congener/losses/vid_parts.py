@@ -4,9 +4,12 @@ import math
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["mean_projector", "starting_scale"]
+from congener.errors import ShapeError
+from congener.ops.checks import check_floating
+
+__all__ = ["check_scale", "mean_projector", "starting_scale"]
 
 
 def mean_projector(
@@ -30,3 +33,20 @@ def starting_scale(teacher_channels: int, init_variance: float, eps: float) -> n
         raise ValueError(f"init_variance {init_variance} must be larger than eps {eps}.")
     start = learnt + math.log(-math.expm1(-learnt))
     return nn.Parameter(torch.full((teacher_channels,), start))
+
+
+def check_scale(log_scale: Tensor, feature: Tensor, eps: float) -> None:
+    """There must be one α for each channel, and variances that cannot be negative.
+
+    Raises:
+        ShapeError: the scales are not (channels,).
+        ValueError: they are not floating point, or eps is negative.
+    """
+    check_floating(log_scale=log_scale)
+    if tuple(log_scale.shape) != tuple(feature.shape[1:2]):
+        raise ShapeError(
+            f"log_scale {tuple(log_scale.shape)} must be (channels,) for student_feature "
+            f"{tuple(feature.shape)}; give one for each channel."
+        )
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and not negative, not {eps}.")

@@ -9,6 +9,8 @@ from torch import Tensor
 from congener.errors import ShapeError
 
 __all__ = [
+    "UNLABELLED",
+    "check_below",
     "check_channels",
     "check_choice",
     "check_classes",
@@ -19,10 +21,14 @@ __all__ = [
     "check_maps",
     "check_mask",
     "check_positive",
+    "check_same_channels",
     "check_same_shape",
     "check_temperature",
     "check_temperature_range",
 ]
+
+UNLABELLED = "mark samples without a label by a negative number"
+"""The way out for a label that is no class."""
 
 
 def check_floating(**tensors: Tensor) -> None:
@@ -59,9 +65,11 @@ def check_logits(
     student, teacher = tuple(student_logits.shape), tuple(teacher_logits.shape)
     if student != teacher or len(student) not in ((2, 4) if dense else (2,)):
         kind = "(batch, classes)" + (" or (batch, classes, height, width)" if dense else "")
+        way_out = "give both networks the same batch and the same classes"
+        way_out = way_out if student != teacher else "lay other axes, such as tokens, out as rows"
         raise ShapeError(
             f"student_logits {student} and teacher_logits {teacher} must have one shape, {kind}; "
-            "give both networks the same batch and the same classes."
+            f"{way_out}."
         )
     check_mask(mask, student_logits, "student_logits")
 
@@ -124,13 +132,41 @@ def check_same_shape(
         )
 
 
-def check_maps(
+def check_same_channels(
     student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
+) -> None:
+    """Features must be (batch, channels, ...) with the same channels, of any size; as must masks.
+
+    Raises:
+        ShapeError: batch sizes or channels differ, or a feature or the mask has the wrong axes.
+        ValueError: one of the two is not floating point, or the mask is not boolean.
+    """
+    check_features(student_feature, teacher_feature, mask)
+    if student_feature.shape[1] != teacher_feature.shape[1]:
+        raise ShapeError(
+            f"student_feature {tuple(student_feature.shape)} and teacher_feature "
+            f"{tuple(teacher_feature.shape)} must have as many channels, of any size; project the "
+            "student's channels to the teacher's."
+        )
+
+
+def check_maps(
+    student_feature: Tensor,
+    teacher_feature: Tensor,
+    mask: Tensor | None = None,
+    *,
+    same_shape: bool = False,
 ) -> None:
     """Features must be floating-point maps, (batch, channels, height, width); the mask must fit.
 
+    Args:
+        student_feature: the student's map.
+        teacher_feature: the teacher's map.
+        mask: which samples count, (batch,).
+        same_shape: whether the two must have one shape.
+
     Raises:
-        ShapeError: the batch sizes differ, or a feature has not four axes.
+        ShapeError: batch sizes differ, a feature has not four axes, or the shapes differ.
         ValueError: one of the two is not floating point, or the mask is not boolean.
     """
     check_features(student_feature, teacher_feature, mask)
@@ -140,40 +176,68 @@ def check_maps(
             f"{tuple(teacher_feature.shape)} must be maps, (batch, channels, height, width); "
             "reshape tokens to a map."
         )
+    if same_shape:
+        way_out = "project the student's channels and resize its map"
+        check_same_shape(student_feature, teacher_feature, mask, way_out=way_out)
 
 
-def check_channels(name: str, feature: Tensor, channels: int) -> None:
-    """A feature must have as many channels as the module was built for.
+def check_channels(
+    name: str, feature: Tensor, channels: int, mask: Tensor | None = None, *, is_map: bool = False
+) -> None:
+    """A feature must have as many channels as the module was built for; the mask must fit.
+
+    Args:
+        name: of the feature.
+        feature: (batch, channels, ...).
+        channels: for how many the module was built.
+        mask: which samples count, (batch,).
+        is_map: whether the feature must be (batch, channels, height, width).
 
     Raises:
-        ShapeError: it has others.
+        ShapeError: it has other channels or axes, or the mask does not fit.
+        ValueError: it is not floating point, or the mask is not boolean.
     """
-    if feature.dim() < 2 or feature.shape[1] != channels:
+    check_floating(**{name: feature})
+    if feature.dim() < 2 or feature.shape[1] != channels or (is_map and feature.dim() != 4):
+        axes = "height, width" if is_map else "..."
         raise ShapeError(
-            f"{name} {tuple(feature.shape)} must be (batch, {channels}, ...); build the module "
+            f"{name} {tuple(feature.shape)} must be (batch, {channels}, {axes}); build the module "
             "for the channels of the feature."
         )
+    check_mask(mask, feature, name)
 
 
 def check_classes(labels: Tensor, logits: Tensor, mask: Tensor | None = None) -> None:
-    """Labels must be integers, one class of ``logits`` (batch, classes) for each unmasked sample.
+    """Labels must be integers, one for each sample: a class of ``logits`` (batch, classes).
 
-    Their range is looked at on the CPU only, and not while compiling: elsewhere it would wait for
-    the device, which refuses such labels itself.
+    A negative one marks a sample without a label.
 
     Raises:
         ShapeError: the labels are not (batch,).
         ValueError: they are not integers, or one that counts is no class.
     """
     check_labels(labels, logits, "student_logits")
-    if torch.compiler.is_compiling() or labels.device.type != "cpu":
+    check_below("labels", labels, logits.shape[1], mask, way_out=UNLABELLED)
+
+
+def check_below(
+    name: str, numbers: Tensor, size: int, mask: Tensor | None = None, *, way_out: str
+) -> None:
+    """Numbers of classes or samples must be below their size, one number for each sample.
+
+    They are looked at on the CPU only, and not while compiling: elsewhere it would wait for the
+    device, which refuses such numbers itself.
+
+    Raises:
+        ValueError: one that counts is not.
+    """
+    if torch.compiler.is_compiling() or numbers.device.type != "cpu":
         return
-    wrong = (labels < 0) | (labels >= logits.shape[1])
+    wrong = numbers >= size
     wrong = wrong if mask is None else wrong & mask
     if wrong.any():
         raise ValueError(
-            f"labels must lie in 0…{logits.shape[1] - 1}, not {labels[wrong][0].item()}; leave "
-            "samples without a label out with mask."
+            f"{name} must lie in 0…{size - 1}, not {numbers[wrong][0].item()}; {way_out}."
         )
 
 
@@ -214,8 +278,8 @@ def check_temperature(
                 f"{tuple(logits.shape[:1])} for student_logits {tuple(logits.shape)}; give one "
                 "for each sample."
             )
-    elif not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"{name} must be positive and finite, not {temperature}.")
+    else:
+        check_positive(name, temperature)
 
 
 def check_temperature_range(low_temperature: float, high_temperature: float) -> None:
@@ -233,7 +297,7 @@ def check_temperature_range(low_temperature: float, high_temperature: float) -> 
         )
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float | Tensor) -> None:
     """A number must be positive and finite.
 
     Raises:

@@ -10,6 +10,9 @@ Every rank must therefore call backward, as under DDP it does. Without a default
 more than one process nothing here communicates.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -27,16 +30,54 @@ __all__ = [
     "gather_once",
     "gather_rows",
     "global_mean",
+    "lone_sample_expected",
     "rank_sizes",
+    "warn_if_alone",
 ]
 
 Scope = Literal["global", "local"]
 """Whose rows a batch is: those of ``"global"``, all processes, or of ``"local"``, this one."""
 
 
+_WARNED: set[str] = set()
+"""The losses that warned of a batch of one."""
+
+
 def check_scope(scope: str) -> None:
     """A scope must be ``"global"`` or ``"local"``."""
     check_choice("scope", scope, ("global", "local"))
+
+
+def warn_if_alone(rows: Tensor, name: str, *, scope: Scope) -> None:
+    """Warn, once in a process, that a loss of relations says nothing about a batch of one.
+
+    Only a batch whose size this process knows is looked at; a mask is not.
+
+    Args:
+        rows: rows of this process, (batch, ...).
+        name: the loss.
+        scope: whose rows make the batch.
+    """
+    if torch.compiler.is_compiling() or len(rows) != 1 or _spans_ranks(scope) or name in _WARNED:
+        return
+    warnings.warn(
+        f"{name} relates the samples of a batch: a batch of one gives it no gradient; use larger "
+        "batches, and drop a last batch of one sample (drop_last=True).",
+        stacklevel=3,
+    )
+    _WARNED.add(name)
+
+
+@contextmanager
+def lone_sample_expected() -> Iterator[None]:
+    """Within it, a batch of one is there on purpose: :func:`warn_if_alone` is as if not called."""
+    before = set(_WARNED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* a batch of one ")
+        try:
+            yield
+        finally:
+            _WARNED.intersection_update(before)
 
 
 def all_sum(x: Tensor, *, scope: Scope = "global") -> Tensor:

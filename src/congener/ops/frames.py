@@ -22,16 +22,18 @@ def check_frames(student_feature: Tensor, teacher_feature: Tensor, mask: Tensor 
     """Features must be floating point and have frames; the mask must fit utterances or frames.
 
     Raises:
-        ShapeError: the batch sizes differ, a feature has neither 3 nor 4 axes, or the mask is
-            neither (batch,) nor (batch, frames) of one of the two.
+        ShapeError: the batch sizes differ, a feature has neither 3 nor 4 axes or no frame, or the
+            mask is neither (batch,) nor (batch, frames) of one of the two.
         ValueError: a feature is not floating point, or the mask is not boolean.
     """
     check_floating(student_feature=student_feature, teacher_feature=teacher_feature)
     student, teacher = tuple(student_feature.shape), tuple(teacher_feature.shape)
-    if not ({len(student), len(teacher)} <= {3, 4} and student[0] == teacher[0]):
+    fits = {len(student), len(teacher)} <= {3, 4} and student[0] == teacher[0]
+    if not fits or 0 in (student[-2], teacher[-2]):
         raise ShapeError(
             f"student_feature {student} and teacher_feature {teacher} must both be (batch, frames, "
-            "dims) or (batch, channels, frames, frequencies), of one batch size; put frames there."
+            "dims) or (batch, channels, frames, frequencies), of one batch size, with a frame at "
+            "least; put frames there."
         )
     if mask is None:
         return

@@ -60,18 +60,29 @@ def gram_distances(
         form: how it is computed; by default what the shapes make cheapest.
 
     Returns:
-        One number for each row of this process, (..., rows).
+        One number for each row of this process, (..., rows). With normalised rows, that of a row
+        of zeros has no gradient.
 
     >>> student, teacher = torch.tensor([[1.0], [1.0]]), torch.eye(2)
     >>> gram_distances(student, teacher, normalize_rows=False)  # (1, 1) - (1, 0); (1, 1) - (0, 1)
     tensor([1., 1.])
     """
+    distances = _distances(student, teacher.detach(), normalize_rows, scope, form)
+    if not normalize_rows:
+        return distances
+    # A row of zeros has no direction to turn: its own distance is a constant.
+    directed = torch.linalg.vector_norm(student.detach(), dim=-1) != 0
+    return torch.where(directed, distances, distances.detach())
+
+
+def _distances(
+    student: Tensor, teacher: Tensor, normalize_rows: bool, scope: Scope, form: Form | None
+) -> Tensor:
     sizes = rank_sizes(student, scope=scope)
     if form is None:
         widest = max(student.shape[-1], teacher.shape[-1])
         form = cheapest_form(sum(sizes) if sizes else student.shape[-2], widest, sizes is not None)
         form = "dense" if torch.compiler.is_compiling() or student.device.type == "mps" else form
-    teacher = teacher.detach()
     if form == "dense":
         rows, others = (x @ gather_rows(x, scope=scope)[0].mT for x in (student, teacher))
         if normalize_rows:
@@ -80,8 +91,8 @@ def gram_distances(
     if form == "tiled":
         distances: Tensor = _Tiled.apply(student, teacher, normalize_rows, sizes)
         return distances
-    products: Tensor = _Moments.apply(student, teacher, sizes is not None)
-    return _expanded_square(products, normalize_rows).to(student.dtype)
+    expanded: Tensor = _Moments.apply(student, teacher, normalize_rows, sizes is not None)
+    return expanded
 
 
 def cheapest_form(rows: int, width: int, spans_ranks: bool = False) -> Form:
@@ -91,19 +102,29 @@ def cheapest_form(rows: int, width: int, spans_ranks: bool = False) -> Form:
     return "moments" if rows > 2 * width and rows > _SMALL else "tiled"
 
 
-def _expanded_square(products: Tensor, normalize_rows: bool) -> Tensor:
-    """|G_i - H_i|² of each row from ⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩, each row by itself."""
+def _expanded_square(products: Tensor, normalize_rows: bool) -> tuple[Tensor, Tensor]:
+    """|G_i - H_i|² of each row from ⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩, each row by itself.
+
+    Returns:
+        The distances, and their derivatives by the first two products, (2, ...).
+    """
     students, mixed, teachers = products.unbind()
+    by_students, by_mixed = torch.ones_like(mixed), torch.full_like(mixed, -2)
     if normalize_rows:
-        student_squares, teacher_squares = students.clamp(_EPS**2), teachers.clamp(_EPS**2)
-        students, teachers = students / student_squares, teachers / teacher_squares
-        mixed = mixed / (student_squares.sqrt() * teacher_squares.sqrt())
-    return (students + teachers - 2 * mixed).clamp(min=0)
+        squares, teacher_squares = students.clamp(_EPS**2), teachers.clamp(_EPS**2)
+        by_mixed = -2 / (squares.sqrt() * teacher_squares.sqrt())
+        # a norm held at _EPS is constant, of any other the quotient below is
+        turned = -by_mixed * mixed / (2 * squares)
+        by_students = torch.where(students >= _EPS**2, turned, 1 / squares)
+        students, teachers = students / squares, teachers / teacher_squares
+    distances = students + teachers + by_mixed * mixed
+    slopes = torch.stack((by_students, by_mixed)) * (distances >= 0)
+    return distances.clamp(min=0), slopes
 
 
-def _blocks(rows: int, entries_of_a_row: int) -> Iterator[slice]:
+def _blocks(rows: int, entries_of_a_row: int, copies: int = 1) -> Iterator[slice]:
     entries = max(1, entries_of_a_row)
-    size = max(_CACHED // entries, min(256, _ENTRIES // entries), 1)
+    size = max(_CACHED // (copies * entries), min(256, _ENTRIES // entries), 1)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
@@ -193,29 +214,32 @@ def _differences(own: Tensor, other: Tensor, ratio: Tensor) -> tuple[Tensor, Ten
 
 
 class _Moments(torch.autograd.Function):
-    """⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩ of each row in float64, (3, ..., rows)."""
+    """Distances of rows, from ⟨G_i, G_i⟩, ⟨G_i, H_i⟩ and ⟨H_i, H_i⟩ of each row in float64."""
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, spans_ranks: bool) -> Tensor:
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, normalize_rows: bool, spans_ranks: bool
+    ) -> Tensor:
         ctx.spans_ranks = spans_ranks
         moments = _moments(student, teacher, student.dtype, spans_ranks)
         if student.dtype != torch.float64 and _too_near(*moments):
             moments = _moments(student, teacher, torch.float64, spans_ranks)
         squares, mixed, teacher_squares = moments
-        products = student.new_empty(3, *student.shape[:-1], dtype=torch.float64)
+        distances = student.new_empty(student.shape[:-1])
+        slopes = mixed.new_empty(2, *distances.shape)  # of each distance, by the first two products
         for block in _feature_blocks(student, teacher):
             a, b = (x[..., block, :].to(mixed.dtype) for x in (student, teacher))
-            products[0, ..., block] = torch.linalg.vecdot(a @ squares, a)
-            products[1, ..., block] = torch.linalg.vecdot(b @ mixed, a)
-            products[2, ..., block] = torch.linalg.vecdot(b @ teacher_squares, b)
-        ctx.save_for_backward(student, teacher, squares, mixed)
-        return products
+            pairs = ((a @ squares, a), (b @ mixed, a), (b @ teacher_squares, b))
+            products = torch.stack([torch.linalg.vecdot(*pair) for pair in pairs]).double()
+            distances[..., block], slopes[..., block] = _expanded_square(products, normalize_rows)
+        ctx.save_for_backward(student, teacher, squares, mixed, slopes)
+        return distances
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, squares, mixed = ctx.saved_tensors
-        grad = grad.to(mixed.dtype).unsqueeze(-1)
+        student, teacher, squares, mixed, slopes = ctx.saved_tensors
+        grad = (grad.to(mixed.dtype) * slopes).unsqueeze(-1)
         result = torch.empty_like(student)
         with torch.autocast(student.device.type, enabled=False):
             on_squares, on_mixed = torch.zeros_like(squares), torch.zeros_like(mixed)
@@ -229,12 +253,13 @@ class _Moments(torch.autograd.Function):
                 a, b = (x[..., block, :].to(mixed.dtype) for x in (student, teacher))
                 rows = (grad[0, ..., block, :] * a, a, grad[1, ..., block, :] * b, b)
                 result[..., block, :] = torch.cat(rows, dim=-1) @ maps
-        return result, None, None
+        return result, None, None, None
 
 
 def _feature_blocks(student: Tensor, teacher: Tensor) -> Iterator[slice]:
     matrices = student.shape[:-2].numel()
-    return _blocks(student.shape[-2], matrices * (student.shape[-1] + teacher.shape[-1]))
+    entries = matrices * (student.shape[-1] + teacher.shape[-1])
+    return _blocks(student.shape[-2], entries, copies=4)  # of a block, in backward
 
 
 def _moments(

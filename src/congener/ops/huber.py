@@ -1,9 +1,10 @@
 """Huber losses (δ = 1) of distances and of angles, summed, with their gradients, in blocks of rows.
 
-Nothing of size rows² (distances) or rows³ (angles) is held: backward computes each block again, in
-closed form.
+Nothing of size rows² (distances, of more than one block) or rows³ (angles) is held: backward, in
+closed form, computes each block again.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from congener.ops.collectives import Scope, all_sum
-from congener.ops.relations import Gathered, block_size, squared_distances
+from congener.ops.relations import Gathered, SquaredDistances, block_size
 
 __all__ = ["huber_of_angles", "huber_of_distances"]
 
@@ -59,55 +60,67 @@ class _HuberOfDistances(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, kept: Tensor, own: slice, scope: Scope
     ) -> Tensor:
-        both, blocks = (student, teacher), _blocks(own, len(kept), kept.device)
+        distances = _Distances(student, teacher, own)
         count = kept.sum()
         pairs = (count * (count - 1)).clamp(min=1)
         totals = torch.zeros(2, dtype=student.dtype, device=student.device)
-        for block in blocks:
+        for block, both in distances:
             weight = _pairs(kept, block)
-            totals += torch.stack([(_distances(x, block) * weight).sum() for x in both])
+            totals += torch.stack([(x * weight).sum() for x in both])
         means = all_sum(totals, scope=scope) / pairs
         means = torch.where(means > 0, means, 1)
         sums, leverage = student.new_zeros(2, own.stop - own.start).unbind()
-        for block in blocks:
+        for block, both in distances:
             weight, place = _pairs(kept, block), _within(block, own)
-            distances, ratios = _ratios(both, block, means)
-            sums[place] = (F.smooth_l1_loss(*ratios, reduction="none") * weight).sum(dim=1)
+            ratios = both[0] / means[0], both[1] / means[1]
+            huber = F.smooth_l1_loss(*ratios, reduction="none")
+            sums[place] = huber.mul_(weight).sum(dim=1)
             slope = (ratios[0] - ratios[1]).clamp_(-1, 1)
-            leverage[place] = (slope * distances * weight).sum(dim=1)
-        ctx.save_for_backward(student, teacher, kept, means, pairs, leverage)
+            leverage[place] = slope.mul_(both[0]).mul_(weight).sum(dim=1)
+        ctx.save_for_backward(student, teacher, kept, means, pairs, leverage, *distances.known)
         ctx.own, ctx.scope = own, scope
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher, kept, means, pairs, leverage = ctx.saved_tensors
+        student, teacher, kept, means, pairs, leverage, *known = ctx.saved_tensors
         # Each distance moves the mean, and through it all ratios of all processes.
         pull = all_sum((grad * leverage).sum(), scope=ctx.scope) / means[0] / pairs
         centred = student - student.mean(dim=0)
         total = torch.zeros_like(student)
-        for block in _blocks(ctx.own, len(kept), kept.device):
-            distances, ratios = _ratios((student, teacher), block, means)
-            slope = (ratios[0] - ratios[1]).clamp_(-1, 1)
+        for block, both in _Distances(student, teacher, ctx.own, known):
+            slope = (both[0] / means[0] - both[1] / means[1]).clamp_(-1, 1)
             slope.mul_(grad[_within(block, ctx.own), None]).sub_(pull)
-            slope.mul_(_pairs(kept, block)).div_(distances).div_(means[0])
-            slope.masked_fill_(distances <= 1.0001e-6, 0)
+            slope.mul_(_pairs(kept, block)).div_(both[0]).div_(means[0])
+            slope.masked_fill_(both[0] <= 1.0001e-6, 0)
             total[block] += slope.sum(dim=1, keepdim=True) * centred[block] - slope @ centred
             total += slope.sum(dim=0).unsqueeze(1) * centred - slope.T @ centred[block]
         return total, None, None, None, None
 
 
-def _distances(points: Tensor, block: slice) -> Tensor:
-    return squared_distances(points[block], points).clamp_(min=1e-12).sqrt_()
+class _Distances:
+    """Blocks of own rows, each with both networks' distances to all rows.
 
+    Of one block alone, they are known after the first time.
+    """
 
-def _ratios(
-    both: tuple[Tensor, Tensor], block: slice, means: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The student's distances, and both networks' over their means."""
-    student, teacher = (_distances(points, block) for points in both)
-    return student, (student / means[0], teacher.div_(means[1]))
+    def __init__(
+        self, student: Tensor, teacher: Tensor, own: slice, known: Sequence[Tensor] = ()
+    ) -> None:
+        self.blocks = _blocks(own, len(student), student.device)
+        if not known:
+            self.squares = SquaredDistances(student), SquaredDistances(teacher)
+        if not known and len(self.blocks) == 1:
+            known = self.find(self.blocks[0])
+        self.known = known
+
+    def __iter__(self) -> Iterator[tuple[slice, Sequence[Tensor]]]:
+        for block in self.blocks:
+            yield block, self.known or self.find(block)
+
+    def find(self, block: slice) -> Sequence[Tensor]:
+        return [squares[block].clamp_(min=1e-12).sqrt_() for squares in self.squares]
 
 
 def _pairs(kept: Tensor, block: slice) -> Tensor:
@@ -121,17 +134,24 @@ def _within(block: slice, own: slice) -> slice:
 
 
 class _HuberOfAngles(torch.autograd.Function):
-    """With q the squared distances, cos_ijk = (q_ij + q_ik - q_jk) / (2 sqrt(q_ij q_ik))."""
+    """With q the squared distances, cos_ijk = (q_ij + q_ik - q_jk) / (2 sqrt(q_ij q_ik)).
+
+    Of j and k, about half are computed: a tile has some rows j, and k from its first row on.
+    """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, own: slice) -> Tensor:
         ctx.save_for_backward(student, teacher)
         ctx.own = own
         sums = student.new_zeros(own.stop - own.start)
-        for block in _blocks(own, student.numel(), student.device):
-            cosines = _cosines(student, block)[0], _cosines(teacher, block)[0]
-            huber = F.smooth_l1_loss(*cosines, reduction="none")
-            sums[_within(block, own)] = huber.sum(dim=(1, 2))
+        blocks, rows = _tiles(own, len(student), student.device)
+        for block in blocks:
+            both = [(x, *_lengths(x[block])) for x in (student, teacher)]
+            for place in rows:
+                cosines, teachers = (_cosines(*network, place) for network in both)
+                huber = F.smooth_l1_loss(cosines, teachers, reduction="none")
+                huber[:, :, place.stop - place.start :].mul_(2)
+                sums[_within(block, own)] += huber.sum(dim=(1, 2))
         return sums
 
     @staticmethod
@@ -139,23 +159,49 @@ class _HuberOfAngles(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         student, teacher = ctx.saved_tensors
         total = torch.zeros_like(student)
-        for block in _blocks(ctx.own, student.numel(), student.device):
-            cosines, inverse = _cosines(student, block)
-            slope = (cosines - _cosines(teacher, block)[0]).clamp_(-1, 1)
-            scale = grad[_within(block, ctx.own), None] * inverse
-            turning = cosines.mul_(slope).sum(dim=2) * inverse
-            slope.mul_(inverse.unsqueeze(1))
-            total[block] += scale * (slope.sum(dim=2) - turning)
-            for vertex in range(len(slope)):
-                total.addcmul_(slope[vertex], scale[vertex].unsqueeze(1), value=-0.5)
+        blocks, rows = _tiles(ctx.own, len(student), student.device)
+        for block in blocks:
+            both = [(x, *_lengths(x[block])) for x in (student, teacher)]
+            inverse = both[0][2]
+            near = inverse * grad[_within(block, ctx.own), None] / 2
+            pull, turn = torch.zeros(2, *near.shape, dtype=near.dtype, device=near.device)
+            for place in rows:
+                onward = slice(place.start, None)
+                cosines, slope = (_cosines(*network, place) for network in both)
+                slope = torch.sub(cosines, slope, out=slope).clamp_(-1, 1)
+                slope[:, :, place.stop - place.start :].mul_(2)
+                cosines.mul_(slope)
+                turn[:, place] += cosines.sum(dim=2)
+                turn[:, onward] += cosines.sum(dim=1)
+                slope.mul_(near[:, place].unsqueeze(2)).mul_(inverse[:, onward].unsqueeze(1))
+                pull[:, place] += slope.sum(dim=2)
+                pull[:, onward] += slope.sum(dim=1)
+                total[place, onward] -= slope.sum(dim=0)
+            total[block] += pull - turn * near * inverse
         return total, None, None
 
 
-def _cosines(squares: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
-    """Cosines at some vertices, (vertices, rows, rows), and 1 / distance, (vertices, rows)."""
-    square = squares[vertices]
+def _lengths(square: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the distances, and 1 / distance, which is 0 at 0."""
     inverse = torch.where(square > 0, square.clamp(min=1e-30).rsqrt(), 0)
-    cosines = square.unsqueeze(1) - squares
-    start, factor = (square * inverse / 2).unsqueeze(2), (inverse / 2).unsqueeze(2)
-    cosines = torch.addcmul(start, factor, cosines)
-    return cosines.mul_(inverse.unsqueeze(1)), inverse
+    return square * inverse / 2, inverse
+
+
+def _cosines(squares: Tensor, half: Tensor, inverse: Tensor, rows: slice) -> Tensor:
+    """Cosines at some vertices between some rows and those from their first on.
+
+    A CPU is fast where at most one factor is constant along the last axis.
+    """
+    onward = slice(rows.start, None)
+    far = inverse[:, onward].unsqueeze(1)
+    start = half[:, onward].unsqueeze(1)
+    cosines = torch.addcmul(start, far, squares[rows, onward], value=-0.5)
+    cosines.mul_(inverse[:, rows].unsqueeze(2))
+    return cosines.addcmul_(half[:, rows].unsqueeze(2), far)
+
+
+def _tiles(own: slice, width: int, device: torch.device) -> tuple[list[slice], list[slice]]:
+    """Blocks of vertices and of rows: a tile has those of one, those of the other, and a width."""
+    size = max(1, min(-(-width // 4), block_size(width, device)))
+    rows = [slice(start, min(start + size, width)) for start in range(0, width, size)]
+    return _blocks(own, size * width, device), rows

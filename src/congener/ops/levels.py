@@ -1,4 +1,4 @@
-"""Features of several levels of a network, and features whose sizes may differ."""
+"""Features of several levels of a network."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 from congener.errors import ShapeError
 from congener.ops.checks import check_features, check_same_shape
 
-__all__ = ["as_map", "check_level_channels", "check_levels", "check_same_channels", "positions"]
+__all__ = ["check_level_channels", "check_levels"]
 
 
 def check_levels(
@@ -63,31 +63,3 @@ def check_level_channels(student_channels: Sequence[int], teacher_channels: Sequ
             f"student_channels {list(student_channels)} and teacher_channels "
             f"{list(teacher_channels)} must have as many levels, at least one."
         )
-
-
-def check_same_channels(
-    student_feature: Tensor, teacher_feature: Tensor, mask: Tensor | None = None
-) -> None:
-    """Features must be (batch, channels, ...) with the same channels, of any size; as must masks.
-
-    Raises:
-        ShapeError: batch sizes or channels differ, or a feature or the mask has the wrong axes.
-        ValueError: one of the two is not floating point, or the mask is not boolean.
-    """
-    check_features(student_feature, teacher_feature, mask)
-    if student_feature.shape[1] != teacher_feature.shape[1]:
-        raise ShapeError(
-            f"student_feature {tuple(student_feature.shape)} and teacher_feature "
-            f"{tuple(teacher_feature.shape)} must have as many channels, of any size; project the "
-            "student's channels to the teacher's."
-        )
-
-
-def as_map(feature: Tensor) -> Tensor:
-    """A pooled feature (batch, channels) as a map of one position; a map as it is."""
-    return feature[:, :, None, None] if feature.dim() == 2 else feature
-
-
-def positions(feature: Tensor) -> Tensor:
-    """A feature (batch, channels, ...) as (batch, channels, positions)."""
-    return feature.unsqueeze(2) if feature.dim() == 2 else feature.flatten(2)

@@ -5,10 +5,10 @@ from torch import Tensor, nn
 from congener.ops.batch_norm import BatchNorm
 from congener.ops.checks import check_channels
 from congener.ops.collectives import Scope
-from congener.ops.levels import as_map
 from congener.ops.reduction import blank_rows
+from congener.ops.spatial import as_map
 
-__all__ = ["ConvNorm"]
+__all__ = ["ConvNorm", "align_channels", "project"]
 
 
 class ConvNorm(nn.Module):
@@ -41,12 +41,47 @@ class ConvNorm(nn.Module):
 
     def forward(self, student_feature: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project a map, or a pooled feature (batch, channels) as a map of one position."""
-        check_channels("student_feature", student_feature, self.conv.in_channels)
-        kept = blank_rows(as_map(student_feature), mask).to(self.conv.weight.dtype)
-        projected: Tensor = self.bn(self.conv(kept), mask)
+        feature = as_map(student_feature)
+        convolved = project(self.conv, feature, mask, channels=self.conv.in_channels)
+        projected: Tensor = self.bn(convolved, mask)
         projected = projected.relu() if self.relu else projected
         return projected if student_feature.dim() > 2 else projected.flatten(1)
 
     def extra_repr(self) -> str:
         """Name the settings."""
         return f"relu={self.relu}"
+
+
+def align_channels(student_channels: int, teacher_channels: int) -> nn.Module:
+    """A 1×1 convolution to the teacher's channels, or nothing where they are the student's."""
+    if student_channels == teacher_channels:
+        return nn.Identity()
+    return nn.Conv2d(student_channels, teacher_channels, kernel_size=1)
+
+
+def project(
+    projector: nn.Module,
+    feature: Tensor,
+    mask: Tensor | None = None,
+    *,
+    channels: int,
+    name: str = "student_feature",
+) -> Tensor:
+    """Run a projector in the type of its weights, or under autocast as the networks do.
+
+    Args:
+        projector: any module without statistics of the batch.
+        feature: (batch, channels, height, width).
+        mask: which samples count, (batch,); the others reach the projector as zeros.
+        channels: for how many the projector was built.
+        name: of the feature.
+
+    Raises:
+        ShapeError: the feature is no map or has other channels, or the mask does not fit.
+        ValueError: the feature is not floating point, or the mask is not boolean.
+    """
+    check_channels(name, feature, channels, mask, is_map=True)
+    feature = blank_rows(feature, mask)
+    weight = next(projector.parameters(), feature)
+    projected: Tensor = projector(feature.to(weight.dtype))
+    return projected

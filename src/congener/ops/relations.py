@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from congener.ops.collectives import Scope, gather_rows
 from congener.ops.reduction import blank_rows
 
-__all__ = ["Gathered", "block_size", "by_rows", "gather_batch", "squared_distances", "unit_rows"]
+__all__ = ["Gathered", "SquaredDistances", "block_size", "by_rows", "gather_batch", "unit_rows"]
 
 _CPU_ENTRIES, _ENTRIES = 2**18, 2**23
 """How many entries of a matrix of relations are held at once, on a CPU and on other devices."""
@@ -118,22 +118,37 @@ def unit_rows(x: Tensor, *, add: float = 0.0) -> Tensor:
     return torch.where(directed, x, 0) / torch.where(directed, norm + add, 1)
 
 
-def squared_distances(rows: Tensor, everyone: Tensor) -> Tensor:
-    """Squared Euclidean distances, (rows, all rows), of points however close to each other.
+class SquaredDistances:
+    """Squared Euclidean distances of points to all points, however close to each other.
 
     Of float32 points they are expanded into inner products in float64, of others (where float64
     has nothing wider) computed from differences. Points that float32 cannot tell apart, or nearer
     than 1e-12, are at distance 0, with gradient 0.
+
+    >>> SquaredDistances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))[:1]
+    tensor([[ 0., 25.]])
     """
-    if rows.dtype == torch.float64 or rows.device.type == "mps":
-        squares = torch.cdist(rows, everyone, compute_mode="donot_use_mm_for_euclid_dist").square()
-        return torch.where(squares > 1e-24, squares, 0)
-    centre = everyone.detach().double().mean(dim=0)
-    first, second = rows.double() - centre, everyone.double() - centre
-    lengths, widths = first.square().sum(1, keepdim=True), second.square().sum(1, keepdim=True)
-    # |a - b|² = -2 a·b + |a|² + |b|², as one product
-    left = torch.cat((-2 * first, lengths, torch.ones_like(lengths)), dim=1)
-    right = torch.cat((second, torch.ones_like(widths), widths), dim=1)
-    squares = (left @ right.T).to(rows.dtype)
-    resolution = 1e-14 * (lengths.detach() + widths.detach().T).to(rows.dtype)
-    return torch.where(squares > resolution.clamp(min=1e-24), squares, 0)
+
+    def __init__(self, points: Tensor) -> None:
+        self._points = points
+        self._expands = points.dtype != torch.float64 and points.device.type != "mps"
+        if self._expands:
+            wide = points.double()
+            wide = wide - wide.detach().mean(dim=0)
+            lengths = wide.square().sum(1, keepdim=True)
+            self._factor = torch.cat((wide, torch.ones_like(lengths), lengths), dim=1)
+            self._resolution = 1e-14 * lengths.detach().to(points.dtype)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Those of some of the points, (rows, points)."""
+        if not self._expands:
+            squares = torch.cdist(
+                self._points[rows], self._points, compute_mode="donot_use_mm_for_euclid_dist"
+            ).square()
+            return torch.where(squares > 1e-24, squares, 0)
+        # |a - b|² = -2 a·b + |a|² + |b|², as one product
+        wide, ones, lengths = self._factor[rows].tensor_split((-2, -1), dim=1)
+        product = torch.cat((-2 * wide, lengths, ones), dim=1) @ self._factor.T
+        squares = product.to(self._points.dtype)
+        resolution = self._resolution[rows] + self._resolution.T
+        return torch.where(squares > resolution.clamp_(min=1e-24), squares, 0)

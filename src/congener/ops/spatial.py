@@ -1,11 +1,11 @@
-"""Dense predictions as rows, and maps of one size."""
+"""Maps of one size, and features laid out as maps, positions or rows."""
 
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["match_sizes", "pixels_as_rows"]
+__all__ = ["as_map", "match_sizes", "pixels_as_rows", "positions"]
 
 
 def match_sizes(
@@ -27,3 +27,13 @@ def pixels_as_rows(logits: Tensor) -> Tensor:
     The rows of one image follow each other; (batch, classes) comes back as it is.
     """
     return logits if logits.dim() == 2 else logits.movedim(1, -1).flatten(0, -2)
+
+
+def as_map(feature: Tensor) -> Tensor:
+    """A pooled feature (batch, channels) as a map of one position; a map as it is."""
+    return feature[:, :, None, None] if feature.dim() == 2 else feature
+
+
+def positions(feature: Tensor) -> Tensor:
+    """A feature (batch, channels, ...) as (batch, channels, positions)."""
+    return feature.unsqueeze(2) if feature.dim() == 2 else feature.flatten(2)

@@ -2,13 +2,15 @@
 
 The plain formula keeps about a dozen tensors of the logits' size for its backward pass; a language
 model's logits are the largest tensors of a step. From a certain size on, a divergence is therefore
-computed for some tokens at a time, value and gradient at once, and only the gradient is kept. Both
-forms share one set of formulas and give the same numbers; what is compiled is always plain.
+computed for some tokens at a time, value and gradient at once, and only the gradient is kept; its
+intermediate results are written over each other in a few buffers that the caches hold. Both forms
+share one set of formulas and give the same numbers; what is compiled is always plain.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from congener.ops.reduction import Reduction, blank_rows, reduce_samples
 
 __all__ = [
     "Divergence",
+    "Probabilities",
     "check_share",
     "check_token_logits",
     "forward_kl",
@@ -34,11 +37,28 @@ __all__ = [
     "total_variation",
 ]
 
-Divergence = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Takes log p of the teacher and log q of the student, (tokens, vocab) and finite.
 
-Returns the divergence D of each token, and q · ∂D/∂q up to a multiple of q, the slope: the gradient
-with respect to the student's logits is the slope minus q times the slope's sum.
+class Probabilities(NamedTuple):
+    """p of the teacher and q of the student, (tokens, vocab), and their logarithms, finite.
+
+    With ``spare``, a buffer of their shape, all but q may be written over.
+    """
+
+    p: Tensor
+    q: Tensor
+    log_p: Tensor
+    log_q: Tensor
+    spare: Tensor | None = None
+
+    def over(self, used: Tensor) -> Tensor | None:
+        """Where a result may be written: over what is used up, else into new memory."""
+        return None if self.spare is None else used
+
+
+Divergence = Callable[[Probabilities], tuple[Tensor, Tensor]]
+"""Returns the divergence D of each token, and q · ∂D/∂q up to a multiple of q, the slope.
+
+The gradient with respect to the student's logits is the slope minus q times the slope's sum.
 """
 
 LEAN_FROM = 2**18
@@ -113,7 +133,8 @@ def token_divergence(
     student, teacher = upcast(student_logits.flatten(0, -2), teacher_logits.flatten(0, -2))
     log_q = _log_probabilities(blank_rows(student, rows), temperature)
     log_p = _log_probabilities(blank_rows(teacher, rows), temperature)
-    return blank_rows(divergence(log_p, log_q)[0], rows).reshape(student_logits.shape[:-1])
+    values, _ = divergence(Probabilities(log_p.exp(), log_q.exp(), log_p, log_q))
+    return blank_rows(values, rows).reshape(student_logits.shape[:-1])
 
 
 def reduce_tokens(
@@ -125,17 +146,22 @@ def reduce_tokens(
     return reduced.reshape(per_token.shape) if reduction == "none" else reduced
 
 
-def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def forward_kl(given: Probabilities) -> tuple[Tensor, Tensor]:
     """KL(p ‖ q)."""
-    p = log_p.exp()
+    p, _, log_p, log_q, _ = given
+    gap = torch.sub(log_p, log_q, out=given.over(log_p))
+    values = torch.mul(p, gap, out=given.over(gap)).sum(dim=-1)
     # -1, but 0 where the student excludes: that logit cannot be moved
-    sign = (_least(log_q.dtype) - log_q).clamp(min=-1)
-    return (p * (log_p - log_q)).sum(dim=-1), p * sign
+    least = log_q.new_full((), _least(log_q.dtype))
+    sign = torch.sub(least, log_q, out=given.over(log_q))
+    sign = torch.clamp(sign, min=-1, out=given.over(sign))
+    return values, torch.mul(p, sign, out=given.over(sign))
 
 
-def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def reverse_kl(given: Probabilities) -> tuple[Tensor, Tensor]:
     """KL(q ‖ p)."""
-    terms = log_q.exp() * (log_q - log_p)
+    gap = torch.sub(given.log_q, given.log_p, out=given.over(given.log_p))
+    terms = torch.mul(given.q, gap, out=given.over(gap))
     return terms.sum(dim=-1), terms
 
 
@@ -155,49 +181,60 @@ def skew_reverse_kl(alpha: float) -> Divergence:
     return partial(_skew_reverse_kl, alpha) if alpha else reverse_kl
 
 
-def total_variation(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def total_variation(given: Probabilities) -> tuple[Tensor, Tensor]:
     """Σ |p − q| / 2."""
-    q = log_q.exp()
-    difference = q - log_p.exp()
-    return difference.abs().sum(dim=-1) / 2, q * difference.sign() / 2
+    half = torch.mul(given.q, 0.5, out=given.over(given.log_q))
+    difference = torch.sub(given.q, given.p, out=given.over(given.p))
+    values = torch.abs(difference, out=given.over(given.log_p)).sum(dim=-1) / 2
+    sign = torch.sign(difference, out=given.over(difference))
+    return values, torch.mul(half, sign, out=given.over(half))
 
 
-def ranked_l1(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+def ranked_l1(given: Probabilities) -> tuple[Tensor, Tensor]:
     """Σ |p − q|, both in falling order."""
-    q = log_q.exp()
-    sorted_q, order = q.sort(dim=-1, descending=True)
-    difference = sorted_q - log_p.exp().sort(dim=-1, descending=True).values
-    slope = q * torch.zeros_like(q).scatter(-1, order, difference.sign())
+    sorted_q, order = given.q.sort(dim=-1, descending=True)
+    difference = sorted_q - given.p.sort(dim=-1, descending=True).values
+    slope = given.q * torch.zeros_like(sorted_q).scatter(-1, order, difference.sign())
     return difference.abs().sum(dim=-1), slope
 
 
-def _jensen_shannon(beta: float, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    log_m = _log(torch.lerp(q, p, beta))
-    terms = (1 - beta) * q * (log_q - log_m)
-    return beta * (p * (log_p - log_m)).sum(dim=-1) + terms.sum(dim=-1), terms
+def _jensen_shannon(beta: float, given: Probabilities) -> tuple[Tensor, Tensor]:
+    p, q, log_p, log_q, spare = given
+    log_m = torch.log(_positive(torch.lerp(q, p, beta, out=spare), spare), out=spare)
+    gap = torch.sub(log_p, log_m, out=given.over(log_p))
+    values = beta * torch.mul(p, gap, out=given.over(gap)).sum(dim=-1)
+    gap = torch.sub(log_q, log_m, out=given.over(log_q))
+    terms = torch.mul(q, gap, out=given.over(gap))
+    values = values + (1 - beta) * terms.sum(dim=-1)
+    return values, torch.mul(terms, 1 - beta, out=given.over(terms))
 
 
-def _skew_forward_kl(alpha: float, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    mixture = torch.lerp(q, p, alpha)
-    value = (p * (log_p - _log(mixture))).sum(dim=-1)
-    return value, (alpha - 1) * q * (p / _positive(mixture))
+def _skew_forward_kl(alpha: float, given: Probabilities) -> tuple[Tensor, Tensor]:
+    p, q, log_p, log_q, spare = given
+    mixture = torch.lerp(q, p, alpha, out=given.over(log_q))
+    mixture = _positive(mixture, given.over(mixture))
+    gap = torch.sub(log_p, torch.log(mixture, out=spare), out=given.over(log_p))
+    values = torch.mul(p, gap, out=given.over(gap)).sum(dim=-1)
+    share = torch.div(p, mixture, out=given.over(mixture))
+    slope = torch.mul(q, share, out=given.over(share))
+    return values, torch.mul(slope, alpha - 1, out=given.over(slope))
 
 
-def _skew_reverse_kl(alpha: float, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    p, q = log_p.exp(), log_q.exp()
-    mixture = torch.lerp(p, q, alpha)
-    terms = q * (log_q - _log(mixture))
-    return terms.sum(dim=-1), terms - alpha * q * (q / _positive(mixture))
+def _skew_reverse_kl(alpha: float, given: Probabilities) -> tuple[Tensor, Tensor]:
+    p, q, log_p, log_q, spare = given
+    mixture = torch.lerp(p, q, alpha, out=given.over(log_p))
+    mixture = _positive(mixture, given.over(mixture))
+    gap = torch.sub(log_q, torch.log(mixture, out=spare), out=given.over(log_q))
+    values = torch.mul(q, gap, out=spare).sum(dim=-1)
+    share = torch.div(q, mixture, out=given.over(mixture))
+    gap = torch.sub(gap, share, alpha=alpha, out=given.over(gap))
+    return values, torch.mul(q, gap, out=given.over(gap))
 
 
 def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Logarithms that stay finite: an excluded class' is so small that its probability is 0."""
     scaled = logits if temperature == 1 else logits / temperature
-    logarithms = torch.log_softmax(scaled, dim=-1)
-    clamp = logarithms.clamp if torch.is_grad_enabled() else logarithms.clamp_
-    return clamp(min=_least(logits.dtype))
+    return torch.log_softmax(scaled, dim=-1).clamp(min=_least(logits.dtype))
 
 
 def _least(dtype: torch.dtype) -> float:
@@ -205,12 +242,8 @@ def _least(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 4
 
 
-def _log(probabilities: Tensor) -> Tensor:
-    return _positive(probabilities).log()
-
-
-def _positive(probabilities: Tensor) -> Tensor:
-    return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny)
+def _positive(probabilities: Tensor, out: Tensor | None) -> Tensor:
+    return torch.clamp(probabilities, min=torch.finfo(probabilities.dtype).tiny, out=out)
 
 
 def _lean(
@@ -228,15 +261,20 @@ def _lean(
     return values.reshape(tokens)
 
 
-def _chunks(logits: Tensor, mask: Tensor | None) -> Iterator[Any]:
-    """Places of some tokens at a time, to index tensors with."""
+def _chunk_size(logits: Tensor) -> int:
+    """Of how many tokens."""
     numbers = CHUNK if logits.device.type == "cpu" else DEVICE_CHUNK
-    size = max(1, numbers // logits.shape[-1])
-    if mask is None and logits.dim() == 2:
-        return (slice(start, start + size) for start in range(0, logits.shape[0], size))
-    everything = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-    places = (everything if mask is None else mask).nonzero(as_tuple=True)
-    return zip(*(torch.split(axis, size) for axis in places), strict=True)
+    return max(1, numbers // logits.shape[-1])
+
+
+def _chunks(logits: Tensor, mask: Tensor | None) -> Iterator[Any]:
+    """Places of some tokens at a time, to index tensors with; without a mask they give views."""
+    size, tokens = _chunk_size(logits), logits.shape[:-1]
+    if mask is not None:
+        places = (torch.split(axis, size) for axis in mask.nonzero(as_tuple=True))
+        return zip(*places, strict=True)
+    slices = [slice(start, start + size) for start in range(0, tokens[-1], size)]
+    return itertools.product(*map(range, tokens[:-1]), slices)
 
 
 class _Lean(torch.autograd.Function):
@@ -253,17 +291,22 @@ class _Lean(torch.autograd.Function):
     ) -> Tensor:
         dtype = upcast(student[:0], teacher[:0])[0].dtype
         values = torch.zeros(student.shape[:-1], dtype=dtype, device=student.device)
-        gradient = _empty_gradient(student) if ctx.needs_input_grad[0] else None
+        gradient = _gradient_like(student, mask) if ctx.needs_input_grad[0] else None
+        size = min(_chunk_size(student), values.numel())
+        buffers = student.new_empty(5, size, student.shape[-1], dtype=dtype)
         for chunk in _chunks(student, mask):
-            log_p = _log_probabilities(teacher[chunk].to(dtype), temperature)
-            log_q = _log_probabilities(student[chunk].to(dtype), temperature)
-            values[chunk], slope = divergence(log_p, log_q)
+            p, q, log_p, log_q, spare = buffers[:, : values[chunk].numel()].unbind()
+            _fill(p, log_p, teacher[chunk], temperature)
+            _fill(q, log_q, student[chunk], temperature)
+            values[chunk], slope = divergence(Probabilities(p, q, log_p, log_q, spare))
             if gradient is not None:
-                slope = slope - log_q.exp_() * slope.sum(dim=-1, keepdim=True)
-                slope = slope if temperature == 1 else slope.div_(temperature)
-                gradient[chunk] = slope.to(gradient.dtype)
+                in_place = mask is None and gradient.dtype == dtype
+                out = gradient[chunk] if in_place else slope
+                torch.addcmul(slope, q, slope.sum(dim=-1, keepdim=True), value=-1, out=out)
+                if not in_place:
+                    gradient[chunk] = slope.to(gradient.dtype)
         ctx.save_for_backward(gradient)
-        ctx.dtype = student.dtype
+        ctx.dtype, ctx.temperature = student.dtype, temperature
         return values
 
     @staticmethod
@@ -275,11 +318,24 @@ class _Lean(torch.autograd.Function):
             )
         (gradient,) = ctx.saved_tensors
         scaled = torch.empty_like(gradient, dtype=ctx.dtype)
-        torch.mul(gradient, grad.unsqueeze(-1), out=scaled)
+        torch.mul(gradient, grad.unsqueeze(-1) / ctx.temperature, out=scaled)
         return scaled, None, None, None, None
 
 
-def _empty_gradient(logits: Tensor) -> Tensor:
-    """Zeros like ``logits``; wider than float16, which loses what is small before it is scaled."""
+def _fill(probabilities: Tensor, logarithms: Tensor, logits: Tensor, temperature: float) -> None:
+    """Write a softmax with one exponential for each number, and what `_log_probabilities` gives."""
+    top = logits.amax(dim=-1, keepdim=True).to(logarithms.dtype)
+    torch.sub(logits, top, out=logarithms)
+    if temperature != 1:
+        logarithms.div_(temperature)
+    logarithms.clamp_(min=_least(logarithms.dtype))
+    total = torch.exp(logarithms, out=probabilities).sum(dim=-1, keepdim=True)
+    probabilities.div_(total)
+    logarithms.sub_(total.log())
+
+
+def _gradient_like(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Room for the gradient, 0 where masked; float16 would lose what is small before scaling."""
     dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-    return torch.zeros_like(logits, dtype=dtype, memory_format=torch.contiguous_format)
+    create = torch.empty_like if mask is None else torch.zeros_like
+    return create(logits, dtype=dtype, memory_format=torch.contiguous_format)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from congener.errors import RecipeError, did_you_mean
+from congener.errors import NonFiniteLossError, RecipeError, did_you_mean
 from congener.system import System, TeacherLike
 from congener.taps import Taps
 from congener.task import Task
@@ -160,14 +160,14 @@ class _Bound:
         """What a schedule starts from."""
         if name == "weight":
             return self.term.weight
-        value = getattr(self.term.loss, name, None)
-        if not isinstance(value, float):
-            known = [k for k, v in vars(self.term.loss).items() if isinstance(v, float)]
+        value: Any = getattr(self.term.loss, name, None)
+        if not _is_number(value):
+            known = [k for k, v in vars(self.term.loss).items() if _is_number(v) and k[0] != "_"]
             raise RecipeError(
                 f"The term {self.name!r} schedules {name!r}, which is no number of its loss; "
                 f"{did_you_mean(name, ['weight', *known])}"
             )
-        return value
+        return float(value)
 
     def _scheduled(self, name: str, progress: Progress) -> float:
         schedule = self.term.schedules[name]
@@ -205,8 +205,15 @@ class _Bound:
         return sum(values[1:], start=values[0])
 
     def _call(self, known: dict[str, Any]) -> Tensor:
-        value: Tensor = self.term.loss(**{word: known[word] for word in self.words})
+        try:
+            value: Tensor = self.term.loss(**{word: known[word] for word in self.words})
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"The loss term {self.name!r}: {error}") from error
         return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:

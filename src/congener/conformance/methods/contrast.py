@@ -80,7 +80,7 @@ def _sskd_head(inputs: Inputs, _settings: Settings) -> Results:
 def _crd(inputs: Inputs, settings: Settings) -> Results:
     """The published names say bank 1 is the student's and Z_v1 is that of the student's scores."""
     student, teacher = inputs["student_feature"], inputs["teacher_feature"]
-    given_z = [settings.get("Z_v1", 0.0), settings.get("Z_v2", 0.0)]
+    given_z = [max(0.0, settings.get(z, 0.0)) for z in ("Z_v1", "Z_v2")]  # there, -1 is none
     wide = upcast(inputs["memory_v1"], inputs["memory_v2"])
     state = {
         **{f"student_embedding.{x}": w for x, w in weights(inputs, "embed_s.linear.").items()},

@@ -1,7 +1,6 @@
 """KD, SP, CSKD and CSWT, DIST."""
 
 import torch
-from torch import Tensor
 
 from congener import losses
 from congener.conformance.methods.common import (

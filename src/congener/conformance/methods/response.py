@@ -102,7 +102,7 @@ def _mhkd(inputs: Inputs, settings: Settings) -> Results:
     main, *heads = (losses.mhkd_loss([s], [t], labels, **options) for s, t in (last, *pairs))
     teacher = [losses.head_cross_entropy_loss([t], labels) for _, t in pairs]
     loss = main + settings["beta"] * torch.stack(heads).sum()
-    if settings["include_teacher_head_ce"]:
+    if settings.get("include_teacher_head_ce"):
         loss = loss + torch.stack(teacher).sum()
     return {
         "loss": loss,

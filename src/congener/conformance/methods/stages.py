@@ -59,8 +59,13 @@ def _levels(inputs: Inputs, prefix: str, names: Mapping[str, str]) -> dict[str, 
     }
 
 
-def _mode(module: nn.Module, settings: Settings) -> nn.Module:
-    return module.train(bool(settings.get("bn_train", True)))
+def _mode(module: nn.Module, settings: Settings, training: bool = True) -> nn.Module:
+    return module.train(bool(settings.get("bn_train", training)))
+
+
+def _width(inputs: Inputs, name: str) -> int:
+    """The channels that a convolution gives."""
+    return inputs[f"w__{name}.weight"].shape[0]
 
 
 def _features(inputs: Inputs) -> tuple[list[Tensor], list[Tensor]]:
@@ -76,30 +81,36 @@ def _hcl(inputs: Inputs, _settings: Settings) -> Results:
     return {"loss": hcl_loss(*_features(inputs))}
 
 
-def _reviewkd(inputs: Inputs, settings: Settings) -> Results:
-    student, teacher = _features(inputs)
-    projector = ReviewKDProjector(
-        _channels(student), _channels(teacher), settings.get("mid_channel")
-    )
-    module = _mode(projector, settings)
-    found = {f"levels.{name}": x for name, x in _levels(inputs, "abf.", REVIEWKD).items()}
-    fused = functional_call(module, found, (student, teacher))
-    results = {f"out__fused_{level}": feature for level, feature in enumerate(fused)}
-    return {"loss": hcl_loss(fused, teacher), **results}
+def _reviewkd(training: bool) -> Method:
+    def run(inputs: Inputs, settings: Settings) -> Results:
+        student, teacher = _features(inputs)
+        middle = _width(inputs, "abf.0.conv1.0")
+        projector = ReviewKDProjector(_channels(student), _channels(teacher), middle)
+        module = _mode(projector, settings, training)
+        found = {f"levels.{name}": x for name, x in _levels(inputs, "abf.", REVIEWKD).items()}
+        fused = functional_call(module, found, (student, teacher))
+        results = {f"out__fused_{level}": feature for level, feature in enumerate(fused)}
+        return {"loss": hcl_loss(fused, teacher), **results}
+
+    return run
 
 
-def _simkd(inputs: Inputs, settings: Settings) -> Results:
-    student, teacher = match_sizes(inputs["student_feature"], inputs["teacher_feature"])
-    channels = student.shape[1], teacher.shape[1]
-    module = _mode(SimKDProjector(*channels, settings.get("factor", 2)), settings)
-    found = _weights(inputs, "transfer.", SIMKD)
-    projected = functional_call(module, found, (student,))
-    classifier = {name: x.to(projected.dtype) for name, x in weights_of(inputs, "cls_t.").items()}
-    return {
-        "loss": simkd_loss(projected, teacher),
-        "out__projected": projected,
-        "out__student_logits_out": F.linear(projected.mean(dim=(2, 3)), **classifier),
-    }
+def _simkd(training: bool) -> Method:
+    def run(inputs: Inputs, settings: Settings) -> Results:
+        student, teacher = match_sizes(inputs["student_feature"], inputs["teacher_feature"])
+        channels = student.shape[1], teacher.shape[1]
+        factor = channels[1] // _width(inputs, "transfer.0")
+        module = _mode(SimKDProjector(*channels, factor), settings, training)
+        found = _weights(inputs, "transfer.", SIMKD)
+        projected = functional_call(module, found, (student,))
+        last = {name: x.to(projected.dtype) for name, x in weights_of(inputs, "cls_t.").items()}
+        return {
+            "loss": simkd_loss(projected, teacher),
+            "out__projected": projected,
+            "out__student_logits_out": F.linear(projected.mean(dim=(2, 3)), **last),
+        }
+
+    return run
 
 
 def _partial_l2(inputs: Inputs, _settings: Settings) -> Results:
@@ -157,10 +168,10 @@ def _channel_means(inputs: Inputs, _settings: Settings) -> Results:
 
 METHODS: dict[tuple[str, str], Method] = {
     ("ReviewKD", "hcl_only"): _hcl,
-    ("ReviewKD", "abf_hcl_train"): _reviewkd,
-    ("ReviewKD", "abf_hcl_eval"): _reviewkd,
-    ("SimKD", "projector_mse_train"): _simkd,
-    ("SimKD", "projector_mse_eval"): _simkd,
+    ("ReviewKD", "abf_hcl_train"): _reviewkd(training=True),
+    ("ReviewKD", "abf_hcl_eval"): _reviewkd(training=False),
+    ("SimKD", "projector_mse_train"): _simkd(training=True),
+    ("SimKD", "projector_mse_eval"): _simkd(training=False),
     ("OFD", "partial_l2_sum"): _partial_l2,
     ("OFD", "connectors_margins_train"): _ofd,
     ("AdaIN-KD", "stat_plus_adain_eval"): _adain,

@@ -18,17 +18,24 @@ def _tokens(inputs: Inputs) -> dict[str, Any]:
     return {"mask": None if labels is None else labels != IGNORED}
 
 
-def _trl(inputs: Inputs, settings: Settings) -> Results:
-    """TRL's divergence; its mean without labels is over sequences, and "sum" is a sum."""
-    student, teacher = inputs["student_logits"], inputs["teacher_logits"]
-    options = given(settings, beta="beta", temperature="temperature") | _tokens(inputs)
-    reduction = settings.get("reduction", "batchmean")
-    if reduction == "none":
-        return {"loss": losses.gkd_loss(student, teacher, reduction="none", **options)}
-    if reduction == "batchmean" and "labels" in inputs:
-        return {"loss": losses.gkd_loss(student, teacher, **options)}
-    total = losses.gkd_loss(student, teacher, reduction="sum", **options)
-    return {"loss": total / student.shape[0] if reduction == "batchmean" else total}
+def _trl(beta: float) -> Method:
+    """TRL's divergence.
+
+    Its "batchmean" is over sequences where there are no labels, its "mean" over the vocabulary too.
+    """
+
+    def method(inputs: Inputs, settings: Settings) -> Results:
+        logits = inputs["student_logits"], inputs["teacher_logits"]
+        options = {"beta": settings.get("beta", beta)} | _tokens(inputs)
+        options |= given(settings, temperature="temperature")
+        reduction = settings.get("reduction", "batchmean")
+        if reduction == "sum" or (reduction == "batchmean" and options["mask"] is None):
+            total = losses.gkd_loss(*logits, reduction="sum", **options)
+            return {"loss": total if reduction == "sum" else total / len(logits[0])}
+        mean = losses.gkd_loss(*logits, **options)
+        return {"loss": mean / logits[0].shape[-1] if reduction == "mean" else mean}
+
+    return method
 
 
 def _teacher_entropy(inputs: Inputs) -> torch.Tensor:
@@ -88,10 +95,7 @@ def _distillkit(beta: float) -> Method:
 
 
 METHODS: dict[tuple[str, str], Method] = {
-    **{
-        ("GKD", f"generalized_jsd_beta_{beta}"): _trl
-        for beta in ("0", "0.1", "0.3", "0.5", "0.9", "1")
-    },
+    **{("GKD", f"generalized_jsd_beta_{n / 20:g}"): _trl(n / 20) for n in range(21)},
     ("GKD", "distillm_forward_kl"): _distillm_forward,
     ("GKD", "distillm_reverse_kl"): _distillm_reverse,
     ("GKD", "distillm_js_distance"): _distillm_js,

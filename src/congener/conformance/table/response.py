@@ -27,6 +27,15 @@ def with_mixed_labels(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return call
 
 
+def unlabelled(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Samples of class 4 lose their label: how many they are sets the others' weight."""
+
+    def call(student: Tensor, teacher: Tensor, labels: Tensor, *rest: Any, **options: Any) -> Any:
+        return loss(student, teacher, torch.where(labels < 4, labels, -100), *rest, **options)
+
+    return call
+
+
 def with_heads(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Two pairs of heads, the second pair made from the first."""
 
@@ -61,6 +70,10 @@ def wrapped(wrap: Callable[..., Any], build: Callable[..., nn.Module]) -> Callab
 
 def with_labels_and_heads(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return with_labels(with_heads(loss))
+
+
+def with_some_labels(loss: Callable[..., Tensor]) -> LossCase:
+    return LossCase((), with_mixed_labels(unlabelled(loss)), zero_at_match=False)
 
 
 _alone = partial(LossCase, batch_coupled=False)
@@ -104,6 +117,11 @@ LOSSES: dict[str, LossCase] = {
         module=wrapped(with_mixed_labels, losses.STKDLoss),
         zero_at_match=False,
     ),
+    "mhkd_unlabelled": LossCase(
+        (), with_labels(with_heads(unlabelled(losses.mhkd_loss))), zero_at_match=False
+    ),
+    "stkd_unlabelled": with_some_labels(losses.stkd_loss),
+    "mixkd_unlabelled": with_some_labels(losses.mixkd_loss),
     "mixkd": _alone(
         ("MixKDLoss", "mixkd_loss"),
         with_mixed_labels(losses.mixkd_loss),
