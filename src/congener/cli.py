@@ -180,7 +180,7 @@ def show(
     console = Console(highlight=False)
     paper, _, address = str(entry.paper).rpartition(" ")
     console.print(f"[bold]{entry.class_name}[/] ({escape(entry.name)})  {escape(paper)}")
-    console.print(address, overflow="ignore", no_wrap=True)
+    console.print(address, soft_wrap=True)
     console.print(f"\n  {escape(str(entry.equation))}\n")
     facts = {
         "family": entry.family,

@@ -258,7 +258,7 @@ def _lean(
     if mask is None and student.is_contiguous() and teacher.is_contiguous():
         student, teacher = student.flatten(0, -2), teacher.flatten(0, -2)
     values: Tensor = _Lean.apply(student, teacher, divergence, temperature, mask)
-    return values.reshape(tokens)
+    return blank_rows(values.flatten(), None).reshape(tokens)  # NaN is refused
 
 
 def _chunk_size(logits: Tensor) -> int:
