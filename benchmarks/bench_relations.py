@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import peers
 import torch
 import torch.nn.functional as F
 from harness import Comparison, main, value_and_gradient
@@ -59,6 +60,10 @@ def rkd_angle(student: Tensor, teacher: Tensor) -> Tensor:
     return F.smooth_l1_loss(angles(student), t)
 
 
+def rkd(student: Tensor, teacher: Tensor) -> Tensor:
+    return 25 * rkd_distance(student, teacher) + 50 * rkd_angle(student, teacher)
+
+
 def choices(features: Tensor) -> Tensor:
     unit = features / (features.norm(dim=1, keepdim=True) + 1e-7)
     likeness = (unit @ unit.T + 1) / 2
@@ -100,7 +105,8 @@ def cckd_row_by_row(student: Tensor, teacher: Tensor) -> Tensor:
 
 def comparison(
     name: str, plain: Callable[..., Tensor], loss: Callable[..., Tensor], shape: tuple[int, int],
-    goal: float, memory_ratio_goal: float | None = None, rtol: float = 1e-4, rounds: int = 9,
+    goal: float | None, memory_ratio_goal: float | None = None, rtol: float = 1e-4,
+    rounds: int = 9, peer: Callable[..., Tensor] | None = None, same_as_peer: bool = True,
 ) -> Comparison:  # fmt: skip
     return Comparison(
         name=f"{name} {shape[0]} x {shape[1]}",
@@ -111,6 +117,9 @@ def comparison(
         memory_ratio_goal=memory_ratio_goal,
         rtol=rtol,
         rounds=rounds,
+        peer=None if peer is None else partial(ours, peer),
+        peer_package=peers.PACKAGE,
+        same_as_peer=same_as_peer,
     )
 
 
@@ -122,13 +131,24 @@ if __name__ == "__main__":
             comparison("RKD angle", rkd_angle, ANGLE, (64, 128), 0.25),
             comparison("RKD angle", rkd_angle, ANGLE, (256, 128), 0.17, 0.05),
             comparison("RKD angle", rkd_angle, ANGLE, (256, 512), 0.055, 0.05, rounds=5),
+            comparison("RKD", rkd, losses.rkd_loss, (256, 128), None, peer=peers.rkd),
             comparison("RKD distance", rkd_distance, DISTANCE, (256, 128), 1.0),
             comparison("RKD distance", rkd_distance, DISTANCE, (4096, 128), 0.72, 0.1, rounds=5),
-            comparison("PKT", pkt, losses.pkt_loss, (256, 128), 1.0),
-            comparison("PKT", pkt, losses.pkt_loss, (4096, 128), 0.8, 0.1, rounds=5),
-            comparison("CCKD", cckd, losses.cckd_loss, (256, 128), 1.0),
+            comparison("PKT", pkt, losses.pkt_loss, (256, 128), None, peer=peers.pkt),
+            comparison(
+                "PKT", pkt, losses.pkt_loss, (4096, 128), 0.8, 0.1, rounds=5, peer=peers.pkt
+            ),
+            comparison("CCKD", cckd, losses.cckd_loss, (256, 128), None),
             comparison("CCKD", cckd, losses.cckd_loss, (4096, 128), 1.0, 0.1, rounds=5),
-            comparison("CCKD by rows", cckd_row_by_row, losses.cckd_loss, (256, 128), 0.1),
+            comparison(
+                "CCKD by rows",
+                cckd_row_by_row,
+                losses.cckd_loss,
+                (256, 128),
+                0.1,
+                peer=peers.cckd,
+                same_as_peer=False,
+            ),
             comparison(
                 "CCKD by rows", cckd_row_by_row, losses.cckd_loss, (4096, 128), 0.1, 0.1, rounds=3
             ),

@@ -6,6 +6,7 @@ python benchmarks/bench_sp.py [words]
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import peers
 import torch
 import torch.nn.functional as F
 from harness import Comparison, main, value_and_gradient
@@ -53,6 +54,9 @@ def compare_sp(rows: int, width: int, goal: float, **goals: float) -> Comparison
         goal=goal,
         rtol=2e-5,
         rounds=5 if rows > 4000 else 9,
+        peer=partial(plain, peers.sp),
+        peer_package=peers.PACKAGE,
+        same_as_peer=False,
         **goals,
     )
 

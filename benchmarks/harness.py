@@ -120,6 +120,7 @@ def _line(
         met.append(line["memory_ratio"] <= comparison.memory_ratio_goal)
     if "peer" in times:
         line["ratio_to_peer"] = _ratio(times["ours"], times["peer"])
+        line["same_as_peer"] = comparison.same_as_peer
     line |= {"reached": all(met) if met else None, "rounds": comparison.rounds}
     line["load"] = round(os.getloadavg()[0], 1)
     return line
