@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -67,17 +66,7 @@ def gram_distances(
     >>> gram_distances(student, teacher, normalize_rows=False)  # (1, 1) - (1, 0); (1, 1) - (0, 1)
     tensor([1., 1.])
     """
-    distances = _distances(student, teacher.detach(), normalize_rows, scope, form)
-    if not normalize_rows:
-        return distances
-    # A row of zeros has no direction to turn: its own distance is a constant.
-    directed = torch.linalg.vector_norm(student.detach(), dim=-1) != 0
-    return torch.where(directed, distances, distances.detach())
-
-
-def _distances(
-    student: Tensor, teacher: Tensor, normalize_rows: bool, scope: Scope, form: Form | None
-) -> Tensor:
+    teacher = teacher.detach()
     sizes = rank_sizes(student, scope=scope)
     if form is None:
         widest = max(student.shape[-1], teacher.shape[-1])
@@ -86,13 +75,23 @@ def _distances(
     if form == "dense":
         rows, others = (x @ gather_rows(x, scope=scope)[0].mT for x in (student, teacher))
         if normalize_rows:
-            rows, others = F.normalize(rows, dim=-1), F.normalize(others, dim=-1)
+            rows, others = _directions(rows), _directions(others)
         return (others - rows).square().sum(dim=-1)
     if form == "tiled":
         distances: Tensor = _Tiled.apply(student, teacher, normalize_rows, sizes)
+    else:
+        distances = _Moments.apply(student, teacher, normalize_rows, sizes is not None)
+    if not normalize_rows:
         return distances
-    expanded: Tensor = _Moments.apply(student, teacher, normalize_rows, sizes is not None)
-    return expanded
+    # A row of zeros has no direction to turn: its own distance is a constant.
+    directed = torch.linalg.vector_norm(student.detach(), dim=-1) != 0
+    return torch.where(directed, distances, distances.detach())
+
+
+def _directions(rows: Tensor) -> Tensor:
+    """Rows of length 1; those of zeros stay, without gradient."""
+    norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows * torch.where(norms > 0, norms.clamp(min=_EPS).reciprocal(), 0)
 
 
 def cheapest_form(rows: int, width: int, spans_ranks: bool = False) -> Form:
