@@ -64,6 +64,8 @@ def match_frames(
         (batch, frames): those with one that counts among what they average.
     """
     length = min(student.shape[1], teacher.shape[1])
+    if mask is None and student.shape[1] == teacher.shape[1]:
+        return student, teacher, student.new_ones(student.shape[:2], dtype=torch.bool)
     if mask is None or mask.dim() == 1:
         kept = student.new_ones(student.shape[0], 1, dtype=torch.bool)
         mask = (kept if mask is None else mask.unsqueeze(1)).expand(-1, length)
