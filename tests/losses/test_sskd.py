@@ -9,7 +9,7 @@ from tests.losses import golden, oracles
 from torch import Tensor
 
 from congener.conformance.table.case import logits
-from congener.errors import ShapeError
+from congener.errors import NonFiniteLossError, ShapeError
 from congener.losses import (
     SSKDLoss,
     SSKDTransformedLoss,
@@ -314,3 +314,10 @@ def test_what_does_not_fit_is_told() -> None:
             build(4, ratio=75)
     with pytest.raises(ValueError, match="floating point"):
         sskd_head_loss(student.long())
+
+
+def test_the_head_refuses_nan() -> None:
+    rows = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    rows[5, 1] = torch.nan
+    with pytest.raises(NonFiniteLossError, match="is NaN for sample 5"):
+        sskd_head_loss(rows)
