@@ -3,12 +3,11 @@
 python benchmarks/bench_nst.py [words]
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from harness import Comparison, main, value_and_gradient
+from harness import Comparison, main, of_pair
 from torch import Tensor
 
 from congener import losses
@@ -25,10 +24,6 @@ def maps(shape: tuple[int, ...]) -> Pair:
     return (teacher + torch.randn(*shape, generator=generator)).relu(), teacher.relu()
 
 
-def ours(pair: Pair) -> Sequence[Tensor]:
-    return value_and_gradient(losses.nst_loss, *pair)
-
-
 def kernel(a: Tensor, b: Tensor) -> Tensor:
     return (a.unsqueeze(1) * b.unsqueeze(2)).sum(dim=3).square()
 
@@ -38,18 +33,14 @@ def broadcast(student: Tensor, teacher: Tensor) -> Tensor:
     return kernel(t, t).mean() + kernel(s, s).mean() - 2 * kernel(s, t).mean()
 
 
-def plain(pair: Pair) -> Sequence[Tensor]:
-    return value_and_gradient(broadcast, *pair)
-
-
 if __name__ == "__main__":
     main(
         [
             Comparison(
                 name=f"nst {'x'.join(map(str, shape))}",
                 inputs=partial(maps, shape),
-                plain=plain,
-                ours=ours,
+                plain=partial(of_pair, broadcast),
+                ours=partial(of_pair, losses.nst_loss),
                 goal=goal,
                 memory_ratio_goal=0.15,
                 rtol=2e-5,

@@ -4,13 +4,13 @@ python benchmarks/bench_relations.py [words]
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import peers
 import torch
 import torch.nn.functional as F
-from harness import Comparison, main, value_and_gradient
+from harness import Comparison, main, of_pair
 from torch import Tensor
 
 from congener import losses
@@ -25,10 +25,6 @@ def features(batch: int, width: int) -> Pair:
     centres = draw(10, width).repeat(batch // 10 + 1, 1)[:batch]
     teacher = 1 + centres + 0.5 * draw(batch, width)
     return teacher + 0.5 * draw(batch, width), teacher
-
-
-def ours(loss: Callable[..., Tensor], pair: Pair) -> Sequence[Tensor]:
-    return value_and_gradient(loss, *pair)
 
 
 def distances(points: Tensor) -> Tensor:
@@ -111,13 +107,13 @@ def comparison(
     return Comparison(
         name=f"{name} {shape[0]} x {shape[1]}",
         inputs=partial(features, *shape),
-        plain=partial(ours, plain),
-        ours=partial(ours, loss),
+        plain=partial(of_pair, plain),
+        ours=partial(of_pair, loss),
         goal=goal,
         memory_ratio_goal=memory_ratio_goal,
         rtol=rtol,
         rounds=rounds,
-        peer=None if peer is None else partial(ours, peer),
+        peer=None if peer is None else partial(of_pair, peer),
         peer_package=peers.PACKAGE,
         same_as_peer=same_as_peer,
     )

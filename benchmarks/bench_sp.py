@@ -3,13 +3,12 @@
 python benchmarks/bench_sp.py [words]
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 
 import peers
 import torch
 import torch.nn.functional as F
-from harness import Comparison, main, value_and_gradient
+from harness import Comparison, main, of_pair
 from torch import Tensor
 
 from congener import losses
@@ -23,14 +22,6 @@ def features(*shape: int, noise: float = 0.5) -> Pair:
     teacher = torch.randn(*shape, generator=generator).relu()
     student = teacher + noise * torch.randn(*shape, generator=generator)
     return student.relu(), teacher
-
-
-def ours(loss: Callable[..., Tensor], pair: Pair) -> Sequence[Tensor]:
-    return value_and_gradient(loss, *pair)
-
-
-def plain(loss: Callable[..., Tensor], pair: Pair) -> Sequence[Tensor]:
-    return value_and_gradient(loss, *pair)
 
 
 def sp(student: Tensor, teacher: Tensor) -> Tensor:
@@ -49,12 +40,12 @@ def compare_sp(rows: int, width: int, goal: float, **goals: float) -> Comparison
     return Comparison(
         f"sp {rows} x {width}",
         partial(features, rows, width),
-        partial(plain, sp),
-        partial(ours, losses.sp_loss),
+        partial(of_pair, sp),
+        partial(of_pair, losses.sp_loss),
         goal=goal,
         rtol=2e-5,
         rounds=5 if rows > 4000 else 9,
-        peer=partial(plain, peers.sp),
+        peer=partial(of_pair, peers.sp),
         peer_package=peers.PACKAGE,
         same_as_peer=False,
         **goals,
@@ -65,8 +56,8 @@ def compare_iusp(utterances: int, frames: int, width: int, goal: float) -> Compa
     return Comparison(
         f"iusp {utterances} x {frames} x {width}",
         partial(features, utterances, frames, width),
-        partial(plain, iusp),
-        partial(ours, losses.iusp_loss),
+        partial(of_pair, iusp),
+        partial(of_pair, losses.iusp_loss),
         goal=goal,
         rtol=2e-5,
     )
@@ -76,7 +67,7 @@ def alone(rows: int, width: int, **goals: float) -> Comparison:
     """What the plain form cannot hold."""
     inputs = partial(features, rows, width)
     return Comparison(
-        f"sp {rows} x {width}", inputs, None, partial(ours, losses.sp_loss), rounds=3, **goals
+        f"sp {rows} x {width}", inputs, None, partial(of_pair, losses.sp_loss), rounds=3, **goals
     )
 
 
@@ -94,8 +85,8 @@ COMPARISONS = [
     Comparison(
         "sp 8192 x 64, nearly converged",
         partial(features, 8192, 64, noise=1e-3),
-        partial(plain, sp),
-        partial(ours, losses.sp_loss),
+        partial(of_pair, sp),
+        partial(of_pair, losses.sp_loss),
         goal=0.035,
         memory_goal=40,
         rtol=1e-2,  # plain's own rounding

@@ -74,6 +74,13 @@ def value_and_gradient(loss: Callable[..., torch.Tensor], student: torch.Tensor,
     return value.detach(), gradient
 
 
+def of_pair(
+    loss: Callable[..., torch.Tensor], pair: tuple[torch.Tensor, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A way, once its loss is bound: value and gradient at a student and a teacher."""
+    return value_and_gradient(loss, *pair)
+
+
 def compare(comparison: Comparison) -> dict[str, Any]:
     """Run a comparison and describe it as a line of the results."""
     ways = {"ours": comparison.ours, "plain": comparison.plain}

@@ -50,11 +50,6 @@ def agreement(findings: list[Finding], dtype: str) -> str:
     return f"1e{bound}"
 
 
-def needs(entry: Entry) -> str:
-    words = [word for word in ("labels", "features") if getattr(entry, f"needs_{word}")]
-    return ", ".join(words) or "logits"
-
-
 def row(entry: Entry, findings: list[Finding]) -> str:
     paper = entry.paper
     assert paper is not None
@@ -63,7 +58,7 @@ def row(entry: Entry, findings: list[Finding]) -> str:
         f"[{entry.name}]({entry.name}.md)",
         f"[{paper.title}]({paper.url}), {paper.venue} {paper.year}",
         str(entry.family),
-        needs(entry),
+        entry.needs,
         "coupled" if entry.batch_coupled else "",
         ", ".join(entry.variants),
         str(vectors),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,11 +109,12 @@ class Assembly:
                 terms,
                 task=self.task,
                 task_weight=described.task_weight,
-                teachers=self._teachers(),
+                teachers=self._teachers,
             )
 
+    @cached_property
     def _teachers(self) -> dict[str, nn.Module]:
-        """The further teachers, with their weights."""
+        """The further teachers with their weights, read once for all fits: they are frozen."""
         found = {}
         for name, spec in self.recipe.teachers.items():
             with _at(self.recipe, "teachers", name):

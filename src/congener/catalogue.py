@@ -67,6 +67,12 @@ class Entry:
     functions: list[str]
     page: Page
 
+    @property
+    def needs(self) -> str:
+        """What it reads beside predictions, in words."""
+        words = [word for word in ("labels", "features") if getattr(self, f"needs_{word}")]
+        return ", ".join(words) or "logits"
+
     def facts(self) -> dict[str, Any]:
         """The entry in plain types, for ``congener list --json``."""
         paper = self.paper
@@ -152,12 +158,13 @@ def describe(cls: Any) -> Entry:
 def functions_beside(cls: Any) -> list[str]:
     """The public functions of a loss' paper, but those in the file of another of its losses."""
     modules = _public_modules()
+    known = set(modules.values())
     others = {loss.__module__ for loss in losses_by_name().values()} - {cls.__module__}
-    home = _home(cls.__module__)
+    home = _home(cls.__module__, known)
     return [
         name
         for name, module in modules.items()
-        if _home(module) == home
+        if _home(module, known) == home
         and module not in others
         and inspect.isfunction(getattr(congener.losses, name))
     ]
@@ -167,9 +174,8 @@ def _public_modules() -> dict[str, str]:
     return {name: getattr(congener.losses, name).__module__ for name in congener.losses.__all__}
 
 
-def _home(module: str) -> str:
+def _home(module: str, known: set[str]) -> str:
     """``crd_parts`` and ``crd_memory`` belong to ``crd``."""
-    known = set(_public_modules().values())
     return min((m for m in known if f"{module}_".startswith(f"{m}_")), key=len)
 
 
@@ -179,7 +185,7 @@ def _documentation(cls: Any) -> str:
     text = inspect.getdoc(sys.modules[module]) or ""
     if "Conventions" in text or not issubclass(cls, congener.losses.Loss):
         return text
-    return inspect.getdoc(sys.modules[_home(module)]) or text
+    return inspect.getdoc(sys.modules[_home(module, set(_public_modules().values()))]) or text
 
 
 def _snake(name: str) -> str:

@@ -131,23 +131,23 @@ def list_(
     from congener.assembly import tasks_by_name
     from congener.catalogue import entries
 
+    known = entries()
     if as_json:
-        print(json.dumps([entry.facts() for entry in entries()], indent=2))  # noqa: T201
+        print(json.dumps([entry.facts() for entry in known], indent=2))  # noqa: T201
         return
     console = Console(highlight=False)
     console.print("[bold]losses[/]  (congener show NAME, congener verify NAME)")
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
     table.add_row(*(f"[dim]{word}[/]" for word in ("  name", "family", "needs", "batch", "paper")))
-    for entry in entries():
+    for entry in known:
         if entry.paper is not None:
-            needs = [word for word in ("labels", "features") if getattr(entry, f"needs_{word}")]
             table.add_row(
-                f"  {entry.name}", entry.family, ", ".join(needs) or "logits",
+                f"  {entry.name}", entry.family, entry.needs,
                 "coupled" if entry.batch_coupled else "", escape(_cited(entry.paper)),
             )  # fmt: skip
     console.print(table)
     console.print("\n[bold]systems[/]")
-    for entry in entries():
+    for entry in known:
         if entry.kind == "system":
             console.print(f"  {entry.name}")
     console.print("\n[bold]tasks[/]")

@@ -41,9 +41,13 @@ class Loss(nn.Module):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The hyper-parameters by name."""
-        return {name: getattr(self, name) for name in self.sources}
+        """What the loss' function takes of the hyper-parameters: all but the shapes of yours."""
+        return {
+            name: getattr(self, name)
+            for name, source in self.sources.items()
+            if not source.startswith("yours:")
+        }
 
     def extra_repr(self) -> str:
         """Name the hyper-parameters."""
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)

@@ -146,5 +146,4 @@ class FGDLoss(Loss):
         """Align the channels, learn the contexts, then call :func:`fgd_loss`."""
         aligned = project(self.align, student_feature, mask, channels=self.student_channels)
         contexts = self.contexts(aligned, teacher_feature.detach(), mask)
-        options = {k: v for k, v in self.options.items() if not k.endswith("channels")}
-        return fgd_loss(aligned, teacher_feature, foreground, *contexts, mask=mask, **options)
+        return fgd_loss(aligned, teacher_feature, foreground, *contexts, mask=mask, **self.options)

@@ -138,7 +138,4 @@ class FGFILoss(Loss):
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Project the student's map, then call :func:`fgfi_loss`."""
         projected = project(self.projector, student_feature, mask, channels=self.student_channels)
-        return fgfi_loss(
-            projected, teacher_feature, near_object, weight=self.weight, mask=mask,
-            reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+        return fgfi_loss(projected, teacher_feature, near_object, mask=mask, **self.options)

@@ -145,5 +145,4 @@ class IKDLoss(Loss):
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Align the channels, then call :func:`ikd_loss` with the stored hyper-parameters."""
         projected = project(self.align, student_feature, mask, channels=self.student_channels)
-        options = {k: v for k, v in self.options.items() if not k.endswith("channels")}
-        return ikd_loss(projected, teacher_feature, mask=mask, **options)
+        return ikd_loss(projected, teacher_feature, mask=mask, **self.options)

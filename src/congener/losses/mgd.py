@@ -135,7 +135,4 @@ class MGDLoss(Loss):
         check_places("visible", visible, student_feature, kind="boolean")
         seen = aligned * visible.unsqueeze(1)
         generated = project(self.projector, seen, channels=self.teacher_channels)
-        return mgd_loss(
-            generated, teacher_feature, alpha=self.alpha, mask=mask,
-            reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+        return mgd_loss(generated, teacher_feature, mask=mask, **self.options)

@@ -45,7 +45,7 @@ from congener.ops.checks import (
 )
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
-from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.reduction import Reduction, blank_rows, check_reduction, labelled, reduce_samples
 from congener.types import Paper
 
 __all__ = ["NDLoss", "nd_loss"]
@@ -96,7 +96,7 @@ def nd_loss(
     check_labels(labels, student_feature, "student_feature")
     check_below("labels", labels, len(class_means), mask, way_out=UNLABELLED)
     check_reduction(reduction, scope)
-    mask = labels >= 0 if mask is None else mask & (labels >= 0)
+    mask = labelled(labels, mask)
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher, means = upcast(student_feature, teacher_feature, class_means)
         student, teacher = blank_rows(student, mask), blank_rows(teacher.detach(), mask)

@@ -144,7 +144,4 @@ class OFDLoss(Loss):
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Project the student's levels, then call :func:`ofd_loss`."""
         projected = self.projector(student_features, teacher_features, mask)
-        return ofd_loss(
-            projected, teacher_features, margins,
-            divisor=self.divisor, mask=mask, reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+        return ofd_loss(projected, teacher_features, margins, mask=mask, **self.options)

@@ -142,8 +142,8 @@ class SRRLLoss(Loss):
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Project the student's map, then call :func:`srrl_loss`."""
+        projected = self.projector(student_feature, mask)
+        classifier = (classifier_weight, classifier_bias)
         return srrl_loss(
-            self.projector(student_feature, mask), teacher_feature, teacher_logits,
-            classifier_weight, classifier_bias,
-            weight=self.weight, mask=mask, reduction=self.reduction, scope=self.scope,
-        )  # fmt: skip
+            projected, teacher_feature, teacher_logits, *classifier, mask=mask, **self.options
+        )

@@ -43,7 +43,7 @@ from congener.ops.checks import check_classes, check_logits, check_temperature
 from congener.ops.collectives import Scope
 from congener.ops.divergence import kl_rows
 from congener.ops.precision import upcast
-from congener.ops.reduction import Reduction, blank_rows, check_reduction
+from congener.ops.reduction import Reduction, blank_rows, check_reduction, labelled
 
 __all__ = ["SSKDTransformedLoss", "sskd_transformed_loss"]
 
@@ -71,7 +71,7 @@ def sskd_transformed_loss(
     check_classes(labels, student_logits[::views], mask)
     check_temperature(temperature)
     check_reduction(reduction, scope)
-    mask = labels >= 0 if mask is None else mask & (labels >= 0)
+    mask = labelled(labels, mask)
     copies = mask.repeat_interleave(views - 1)
     with torch.autocast(student_logits.device.type, enabled=False):
         student, teacher = upcast(student_logits, teacher_logits.detach())
