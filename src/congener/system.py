@@ -1,16 +1,17 @@
 """The contract of a system: everything that is trained together, and its loss."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from congener.ops.collectives import all_sum
-from congener.types import Batch, Outputs, Progress, StepResult
+from congener.types import Batch, Outputs, Paper, Progress, StepResult
 
-__all__ = ["Balance", "System", "TeacherLike", "loss_balance"]
+__all__ = ["Balance", "FitStage", "Stage", "SurveyStage", "System", "TeacherLike", "loss_balance"]
 
 
 Balance = dict[str, dict[str, Tensor]]
@@ -36,12 +37,39 @@ class System(nn.Module, ABC):
     composition is :meth:`forward`, which DDP and autocast wrap.
 
     Attributes:
+        name: the short name, as in a recipe.
+        paper: where it was published, if it is one paper's.
+        equation: the total in one line.
+        batch_coupled: whether the samples of a batch depend on each other.
+        sources: for each hyper-parameter, where its default comes from, as for a loss.
         student: the bare student; it is what is evaluated and exported.
         teacher: never a submodule, so neither ``train()``, ``state_dict()`` nor DDP reaches it.
     """
 
+    name: ClassVar[str]
+    paper: ClassVar[Paper | None] = None
+    equation: ClassVar[str] = ""
+    batch_coupled: ClassVar[bool] = False
+    sources: ClassVar[Mapping[str, str]] = {}
+
     student: nn.Module
     teacher: TeacherLike | None
+
+    @property
+    def distils(self) -> bool:
+        """Whether samples without a label teach it something."""
+        return self.teacher is not None
+
+    def stages(self) -> "Sequence[Stage]":
+        """What must be done, in order, before this system is fitted: the engine's ``prepare``."""
+        return ()
+
+    def views(self, batch: Batch, progress: Progress) -> Batch:
+        """What both networks see of a prepared batch, such as SSKD's rotations of each image.
+
+        Every entry of the result that holds rows, ``index`` among them, holds as many.
+        """
+        return batch
 
     def weights(self, progress: Progress) -> dict[str, float]:
         """Factor of each term in the total, for the log; a term that is not named has 1."""
@@ -65,11 +93,57 @@ class System(nn.Module, ABC):
         Returns:
             The total, the terms, and with ``balance`` the :func:`loss_balance`, else nothing.
         """
+        batch = self.views(batch, progress)
         teacher = None if self.teacher is None else self.teacher(batch)
         student = self.observe(batch)
         total, terms = self.score(student, teacher, batch, progress)
         shares = loss_balance(student, terms, self.weights(progress)) if balance else {}
         return total, terms, shares
+
+
+@dataclass(frozen=True, slots=True)
+class FitStage:
+    """A part of the teacher's side that is trained first, once for all students: a head, say.
+
+    Args:
+        name: what the stage is called in logs and files.
+        system: what is fitted; its modules are those that the asking system then uses.
+        depends: the networks that the result depends on.
+        settings: changes to the settings of the fit that it prepares for.
+        data: learn from what the student learns from, or from what the ``teacher`` learned from.
+    """
+
+    name: str
+    system: System
+    depends: tuple[nn.Module, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Literal["train", "teacher"] = "teacher"
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyStage:
+    """Something measured in one pass over the data, once for all students: class means, say.
+
+    Args:
+        name: what the stage is called in logs and files.
+        measure: makes the figures from this process' share of the prepared batches, which are not
+            augmented; what has to be summed over processes it sums itself.
+        receive: takes the figures, measured now or read back.
+        depends: the networks that the result depends on.
+        data: pass over what the student learns from, or over what the ``teacher`` learned from.
+        key: what else the result depends on, in plain values, such as the tap.
+    """
+
+    name: str
+    measure: Callable[[Iterable[Batch]], dict[str, Tensor]]
+    receive: Callable[[Mapping[str, Tensor]], None]
+    depends: tuple[nn.Module, ...] = ()
+    data: Literal["train", "teacher"] = "teacher"
+    key: tuple[str | int | float, ...] = ()
+
+
+Stage = FitStage | SurveyStage
+"""What a system needs before it can be fitted."""
 
 
 def loss_balance(

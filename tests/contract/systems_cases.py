@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-from tests.systems.tiny import student_net
+from tests.systems.tiny import TinyTask, student_net, teacher_net
 from torch import nn
 
 from congener.losses import KDLoss, SPLoss
@@ -17,12 +18,19 @@ from congener.types import Term
 class SystemCase:
     """One public system in a tiny setting.
 
-    ``build`` makes it from a task, a student and a teacher; ``student`` makes the bare student.
+    ``build`` makes it from a task, a student and a teacher; ``student`` makes the bare student
+    (and takes ``norm=False``), ``teacher`` the untrained teacher. ``ranks``: whether two processes
+    train as one does, or only run (what couples samples within a process says so in ``why``).
     """
 
     covers: tuple[str, ...]
     build: Callable[[Task, nn.Module, nn.Module], System]
-    student: Callable[[], nn.Module] = student_net
+    student: Callable[..., nn.Module] = student_net
+    teacher: Callable[[], nn.Module] = teacher_net
+    task: Callable[..., Task] = TinyTask
+    ranks: Literal["exact", "run"] = "exact"
+    why: str = ""
+    lr: float = 2e-2
 
 
 def distillation(task: Task, student: nn.Module, teacher: nn.Module) -> System:

@@ -13,7 +13,7 @@ from congener.ops.collectives import global_mean
 from congener.task import Metrics, Task
 from congener.types import Batch
 
-CLASSES, FEATURES = 3, 6
+CLASSES, FEATURES, SIDE = 3, 6, 8
 
 
 class TinyData(Dataset[Any]):
@@ -83,6 +83,24 @@ class _Figures:
         return {"accuracy": accuracy, "cross_entropy": loss}
 
 
+class TinyPictures(TinyData):
+    """Three patterns in noise, (1, 8, 8) each."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        super().__init__(count, seed)
+        generator = torch.Generator().manual_seed(seed)
+        patterns = torch.randn(CLASSES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(98))
+        noise = torch.randn(count, 1, SIDE, SIDE, generator=generator)
+        self.images = patterns[self.labels] + 0.7 * noise
+
+
+class TinyPictureTask(TinyTask):
+    """:class:`TinyTask` on :class:`TinyPictures`."""
+
+    def __init__(self, count: int = 50) -> None:
+        self.splits = {"train": TinyPictures(count, 0), "test": TinyPictures(30, 1)}
+
+
 def batch_of(task: Task, count: int = 12, split: str = "train") -> Batch:
     return next(
         evaluation_batches(task, task.splits[split], batch_size=count, share=(0, 1), workers=0)
@@ -111,3 +129,28 @@ def teacher_net() -> nn.Sequential:
     norm.running_mean = torch.randn(16, generator=generator)
     norm.running_var = torch.rand(16, generator=generator) + 0.5
     return net
+
+
+def conv_net(width: int = 8, *, norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
+    """Two maps, ``layer1`` (width, 4, 4) and ``layer2`` (2 · width, 2, 2), then ``pooled``."""
+    torch.manual_seed(4)
+
+    def layer(channels: int, wider: int) -> nn.Sequential:
+        parts: list[nn.Module] = [nn.Conv2d(channels, wider, 3, 2, 1, bias=not norm)]
+        parts += [nn.BatchNorm2d(wider)] if norm else []
+        return nn.Sequential(*parts, nn.ReLU())
+
+    return nn.Sequential(
+        OrderedDict(
+            layer1=layer(1, width),
+            layer2=layer(width, 2 * width),
+            pooled=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            dropout=nn.Dropout(dropout),
+            classifier=nn.Linear(2 * width, CLASSES),
+        )
+    )
+
+
+def conv_teacher() -> nn.Sequential:
+    """A wider network of pictures, with dropout."""
+    return conv_net(12, dropout=0.5)

@@ -6,6 +6,7 @@ from congener.engine.evaluate import Predictions, evaluate, predict
 from congener.engine.feed import steps_per_epoch
 from congener.engine.loop import FitResult, fit
 from congener.engine.machine import build_accelerator, process_state
+from congener.engine.stages import prepare
 
 __all__ = [
     "FitConfig",
@@ -16,6 +17,7 @@ __all__ = [
     "fit",
     "load_weights",
     "predict",
+    "prepare",
     "process_state",
     "steps_per_epoch",
 ]

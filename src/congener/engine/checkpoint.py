@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from congener.errors import CheckpointError
 
-__all__ = ["check_state", "load_checkpoint", "load_weights", "restore_random", "save_checkpoint"]
+__all__ = [
+    "check_state",
+    "load_checkpoint",
+    "load_weights",
+    "read_tensors",
+    "restore_random",
+    "save_checkpoint",
+]
 
 
 class _Random(NamedTuple):
@@ -80,6 +87,18 @@ def load_weights(model: nn.Module, path: Path) -> None:
         CheckpointError: a missing or damaged file, or weights of another architecture (the first
             missing and the first unexpected key, or the first shape that differs, are named).
     """
+    weights = read_tensors(path)
+    weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    check_state(model, weights, path)
+    model.load_state_dict(weights)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read names and tensors from ``.safetensors``, or from a ``.pt``/``.pth`` state dict.
+
+    Raises:
+        CheckpointError: a missing or damaged file.
+    """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}; check the path.")
     if path.suffix == ".safetensors":
@@ -94,9 +113,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
                 weights = weights[key]
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise CheckpointError(f"{path} holds no state dict (names to tensors); save one there.")
-    weights = {name.removeprefix("module."): value for name, value in weights.items()}
-    check_state(model, weights, path)
-    model.load_state_dict(weights)
+    return weights
 
 
 def check_state(model: nn.Module, weights: dict[str, Tensor], path: Path) -> None:

@@ -50,7 +50,7 @@ def fit(
     config: FitConfig,
     *,
     train: Dataset[Any],
-    test: Dataset[Any],
+    test: Dataset[Any] | None,
     labelled: torch.Tensor | None = None,
     seed: int = 0,
     name: str = "fit",
@@ -64,7 +64,7 @@ def fit(
         task: how batches are made, prepared and measured.
         config: the settings.
         train: the training set.
-        test: the set evaluated on.
+        test: the set evaluated on; with none, the fit has no figures.
         labelled: positions in ``train`` that ``config.labelled_per_batch`` draws from.
         seed: of the data order, augmentation and random layers.
         name: what the events of this fit are labelled with.
@@ -112,6 +112,8 @@ def fit(
             save_checkpoint(checkpoint, state, main=main)
 
     def measure() -> None:
+        if test is None:
+            return
         for buffer in system.student.buffers() if world > 1 else ():
             broadcast(buffer)  # the first process' statistics, which are the ones that are saved
         figures = evaluate(

@@ -1,0 +1,178 @@
+"""What a system needs before it is fitted: parts fitted first, and surveys of the data."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from congener.engine.checkpoint import check_state, read_tensors
+from congener.engine.config import FitConfig
+from congener.engine.feed import evaluation_batches, size, to_device
+from congener.engine.loop import fit
+from congener.engine.machine import build_accelerator
+from congener.runlog import RunLog
+from congener.system import FitStage, Stage, SurveyStage, System
+from congener.task import Task
+from congener.teachers import fingerprint
+from congener.types import Batch
+
+__all__ = ["prepare"]
+
+SAMPLED = 256  # samples that tell one data set from another
+
+
+def prepare(
+    system: System,
+    task: Task,
+    config: FitConfig,
+    *,
+    train: Dataset[Any] | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    log: RunLog | None = None,
+) -> None:
+    """Do everything that a system asks for before :func:`congener.engine.fit`.
+
+    With a folder, results are kept there under a key of all that they depend on (the networks, the
+    data, the settings), and read back where the key is the same. A fit goes on from its checkpoint.
+
+    Args:
+        system: what will be fitted.
+        task: whose data are used.
+        config: the settings of the fit that is prepared for; a stage may change some.
+        train: what the student learns from; default: the task's training set.
+        seed: of the stages' fits.
+        folder: where results are kept; default: nowhere.
+        log: where events go.
+
+    Raises:
+        CheckpointError: a kept result that is damaged.
+        Interrupted: as :func:`congener.engine.fit`.
+    """
+    train = task.splits["train"] if train is None else train
+    for stage in system.stages():
+        data = task.splits.get("teacher", train) if stage.data == "teacher" else train
+        path = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{stage.name}-{_key(stage, task, config, data)}.safetensors"
+        if path is not None and path.exists():
+            _receive(stage, read_tensors(path), path)
+        elif isinstance(stage, FitStage):
+            _fit(stage, task, config, data, seed, path, log)
+        else:
+            _survey(stage, system, task, config, data, path)
+
+
+def _fit(
+    stage: FitStage,
+    task: Task,
+    config: FitConfig,
+    data: Dataset[Any],
+    seed: int,
+    path: Path | None,
+    log: RunLog | None,
+) -> None:
+    name = f"stages/{stage.name}"
+    checkpoint = None if path is None else path.with_suffix(".pt")
+    if log is not None and checkpoint is not None and not checkpoint.exists():
+        log.forget(fit=name)
+    settings = _settings(stage, config)
+    fit(
+        stage.system, task, settings,
+        train=data, test=None, seed=seed, name=name, log=log, checkpoint=checkpoint,
+    )  # fmt: skip
+    stage.system.cpu()
+    _keep(stage.system.state_dict(), path, config)
+
+
+def _survey(
+    stage: SurveyStage,
+    system: System,
+    task: Task,
+    config: FitConfig,
+    data: Dataset[Any],
+    path: Path | None,
+) -> None:
+    accelerator = build_accelerator(config.model_copy(update={"precision": "fp32"}))
+    share = (accelerator.process_index, accelerator.num_processes)
+    if system.teacher is not None:
+        system.teacher.to(accelerator.device)
+
+    def batches() -> Iterator[Batch]:
+        for raw in evaluation_batches(
+            task, data, batch_size=config.batch_size, share=share, workers=config.workers
+        ):
+            batch = to_device(raw, accelerator.device)
+            yield task.prepare(batch, train=False, seed=0, epoch=0)
+
+    with torch.no_grad():
+        figures = {name: value.cpu() for name, value in stage.measure(batches()).items()}
+    _keep(figures, path, config)
+    stage.receive(figures)
+
+
+def _receive(stage: Stage, figures: dict[str, Tensor], path: Path) -> None:
+    if isinstance(stage, SurveyStage):
+        stage.receive(figures)
+        return
+    check_state(stage.system, figures, path)
+    stage.system.load_state_dict(figures)
+
+
+def _keep(figures: Mapping[str, Tensor], path: Path | None, config: FitConfig) -> None:
+    """The first process writes; the others wait, so that all see the same files."""
+    state = build_accelerator(config.model_copy(update={"precision": "fp32"}))
+    if path is not None and state.is_main_process:
+        draft = path.with_name(f".{path.name}.draft")
+        save_file({name: value.clone().contiguous() for name, value in figures.items()}, draft)
+        draft.replace(path)
+    state.wait_for_everyone()
+
+
+def _settings(stage: FitStage, config: FitConfig) -> FitConfig:
+    """The settings of a stage's fit: a length of its own replaces the other measure of length."""
+    changes: dict[str, Any] = {"labelled_per_batch": 0, "balance_every": 0, "evaluate_every": 0}
+    if {"epochs", "steps"} & stage.settings.keys():
+        changes |= {"epochs": None, "steps": None}
+    if "schedule" in stage.settings:
+        changes["milestones"] = ()
+    return FitConfig.model_validate(config.model_dump() | changes | dict(stage.settings))
+
+
+def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str:
+    """A hash of all that the result of a stage depends on."""
+    digest = hashlib.sha256(stage.name.encode())
+    for network in stage.depends:
+        digest.update(fingerprint(network).encode())
+    if isinstance(stage, FitStage):
+        shapes = {name: list(v.shape) for name, v in stage.system.state_dict().items()}
+        settings = _settings(stage, config).model_dump(mode="json")
+        digest.update(json.dumps([shapes, settings, repr(stage.system)]).encode())
+    else:
+        digest.update(json.dumps(stage.key).encode())
+    digest.update(_data_fingerprint(task, data))
+    return digest.hexdigest()[:16]
+
+
+def _data_fingerprint(task: Task, data: Dataset[Any]) -> bytes:
+    """A hash of how many samples there are, and of some of them, evenly spread."""
+    count = size(data)
+    places = torch.linspace(0, count - 1, min(count, SAMPLED)).long().tolist()
+    batch = next(
+        evaluation_batches(
+            task, Subset(data, places), batch_size=len(places), share=(0, 1), workers=0
+        )
+    )
+    digest = hashlib.sha256(str(count).encode())
+    for name in sorted(batch):
+        value = batch[name]
+        if isinstance(value, Tensor) and name != "index":
+            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
