@@ -16,12 +16,21 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 import congener.tasks
-from congener.catalogue import losses_by_name
+from congener.catalogue import losses_by_name, systems_by_name
 from congener.engine import FitConfig, load_weights, process_state, steps_per_epoch
 from congener.engine.feed import evaluation_batches
 from congener.errors import CongenerError, RecipeError
 from congener.naming import bind, resolve
-from congener.recipe import Arm, LossSpec, ModelSpec, Recipe, TeacherSpec, TermSpec
+from congener.recipe import (
+    Arm,
+    LossSpec,
+    ModelSpec,
+    Recipe,
+    SystemSpec,
+    TeacherSpec,
+    TermSpec,
+)
+from congener.system import FitStage, System
 from congener.systems import Distillation
 from congener.task import Task
 from congener.types import Batch, Progress, Term
@@ -63,10 +72,14 @@ class Assembly:
                 self._check_training(self.recipe.teacher.train, teacher=True)
         for name, arm in self.recipe.all_arms.items():
             with _at(self.recipe, "train"):
-                self._check_training(self.recipe.train, distilled=bool(arm.terms))
-            system = self.system(name, student, teacher).eval()
+                self._check_training(self.recipe.train, distilled=bool(arm.terms or arm.system))
+            source = deepcopy(student) if arm.learns_from else teacher
+            system = self.system(name, student, source)
+            # What awaits a stage cannot run yet; what is fitted in the stage can.
+            first = [stage.system for stage in system.stages() if isinstance(stage, FitStage)]
             with _at(self.recipe, "arms", name), torch.no_grad():
-                system(batch, Progress(0, 1, 0))
+                for each in first if system.stages() else [system]:
+                    each.eval()(batch, Progress(0, 1, 0))
 
     def sample(self, count: int) -> Batch:
         """The first samples of the test set, prepared."""
@@ -94,9 +107,13 @@ class Assembly:
         with _at(self.recipe, "teacher"):
             return self._model(spec)
 
-    def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> Distillation:
+    def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> System:
         """The system that trains an arm."""
         described = self.recipe.all_arms[arm]
+        if described.system is not None:
+            key = ("arms", arm, "system") if self.recipe.arms else ("system",)
+            with _at(self.recipe, *key):
+                return self._system(described.system, student, teacher)
         key = ("arms", arm, "terms") if self.recipe.arms else ("terms",)
         terms = []
         for position, term in enumerate(described.terms):
@@ -111,6 +128,22 @@ class Assembly:
                 task_weight=described.task_weight,
                 teachers=self._teachers,
             )
+
+    def _system(self, spec: SystemSpec, student: nn.Module, teacher: nn.Module | None) -> System:
+        build = resolve("system", spec.name, systems_by_name(), trust=self._trust)
+        own = {"student": student, "teacher": teacher, "task": self.task}
+        for key in own.keys() & spec.arguments.keys():
+            raise RecipeError(f"The system {spec.name!r} gets its {key} from the recipe's `{key}`.")
+        if build is Distillation:
+            raise RecipeError("The system 'distillation' is what `terms` make; list terms instead.")
+        arguments = bind("system", spec.name, build, spec.arguments, defaults=own)
+        try:
+            system: System = build(**arguments)
+        except ValueError as error:
+            if isinstance(error, CongenerError):
+                raise
+            raise RecipeError(f"The system {spec.name!r}: {error}") from error
+        return system
 
     @cached_property
     def _teachers(self) -> dict[str, nn.Module]:

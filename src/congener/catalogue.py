@@ -22,6 +22,7 @@ __all__ = [
     "losses_by_name",
     "plain",
     "read_page",
+    "systems_by_name",
 ]
 
 
@@ -107,10 +108,16 @@ def losses_by_name() -> dict[str, Any]:
     return {loss.name: loss for loss in classes.values()} | classes
 
 
+def systems_by_name() -> dict[str, Any]:
+    """Every public system under its short name."""
+    classes = [getattr(congener.systems, name) for name in congener.systems.__all__]
+    return {system.name: system for system in classes}
+
+
 def entries() -> list[Entry]:
     """Every loss by name, then every system."""
     losses = sorted(set(losses_by_name().values()), key=lambda loss: str(loss.name))
-    systems = [getattr(congener.systems, name) for name in congener.systems.__all__]
+    systems = sorted(systems_by_name().values(), key=lambda system: str(system.name))
     return [describe(thing) for thing in [*losses, *systems]]
 
 
@@ -121,7 +128,7 @@ def describe(cls: Any) -> Entry:
     needed = {word.name for word in words if word.default is word.empty}
     features = any("feature" in name for name in needed)
     parameters = inspect.signature(cls).parameters.values()
-    sources = cls.sources if is_loss else {}
+    sources = cls.sources
     options = [
         Option(
             p.name, "" if p.default is p.empty else repr(p.default), sources.get(p.name, "")
@@ -135,18 +142,18 @@ def describe(cls: Any) -> Entry:
         for value in typing.get_args(hints.get(name))
     ]
     return Entry(
-        name=cls.name if is_loss else _snake(cls.__name__),
+        name=cls.name,
         class_name=cls.__name__,
         kind="loss" if is_loss else "system",
         family=cls.family if is_loss else None,
-        paper=cls.paper if is_loss else None,
-        equation=cls.equation if is_loss else None,
+        paper=cls.paper,
+        equation=cls.equation or None,
         inputs=[word.name for word in words],
         needs_labels="labels" in needed,
         needs_features=features,
         needs_taps=features,
         trains_parameters=is_loss and any(text.startswith("yours:") for text in sources.values()),
-        batch_coupled=is_loss and cls.batch_coupled,
+        batch_coupled=cls.batch_coupled,
         zero_at_match=is_loss and cls.zero_at_match,
         variants=variants,
         options=options,
@@ -186,10 +193,6 @@ def _documentation(cls: Any) -> str:
     if "Conventions" in text or not issubclass(cls, congener.losses.Loss):
         return text
     return inspect.getdoc(sys.modules[_home(module, set(_public_modules().values()))]) or text
-
-
-def _snake(name: str) -> str:
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
 def read_page(text: str) -> Page:

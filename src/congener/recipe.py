@@ -40,6 +40,7 @@ __all__ = [
     "ModelSpec",
     "Published",
     "Recipe",
+    "SystemSpec",
     "TaskSpec",
     "TeacherSpec",
     "TermSpec",
@@ -126,6 +127,10 @@ class LossSpec(_Named):
     """A loss by name, for example ``{name: kd, temperature: 4}``."""
 
 
+class SystemSpec(_Named):
+    """A system by name, for example ``{name: sskd, views: rotations}``."""
+
+
 class ModelSpec(_Named):
     """A network by name, with its arguments and the checkpoint that its weights come from."""
 
@@ -162,10 +167,32 @@ AnyTerm = Annotated[TermSpec | InstanceOf[Term], PlainSerializer(_record)]
 
 
 class Arm(_Strict):
-    """One way to train the student: the supervised loss' weight, and the terms beside it."""
+    """One way to train the student: terms beside the supervised loss, or a system with its own.
+
+    Args:
+        task_weight: the weight of the supervised loss beside terms.
+        terms: the distillation terms.
+        system: a system that needs more than terms, instead of them.
+        starts_from: an earlier arm; the student starts from its student of the same seed, as in
+            FitNets' second stage.
+        learns_from: an earlier arm; its student of the same seed is the teacher, as in born-again
+            chains.
+    """
 
     task_weight: float = 1.0
     terms: tuple[AnyTerm, ...] = ()
+    system: Annotated[SystemSpec, BeforeValidator(_named)] | None = None
+    starts_from: str | None = None
+    learns_from: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "Arm":
+        if self.system is not None and (self.terms or self.task_weight != 1.0):
+            raise ValueError(
+                f"the system {self.system.name!r} has weights of its own, and no `terms` or "
+                "`task_weight` beside it; give one or the other"
+            )
+        return self
 
 
 class Published(_Strict):
@@ -187,6 +214,7 @@ class Recipe(_Strict):
         student: the network that every arm trains.
         terms: the terms of a single arm, ``distilled``; short for ``arms``.
         task_weight: the weight of the supervised loss of that arm.
+        system: the system of a single arm, instead of terms.
         arms: arms by name, for a comparison.
         alone: also train the student without a teacher, under the same settings.
         train: how every arm is trained.
@@ -202,6 +230,7 @@ class Recipe(_Strict):
     student: Either[ModelSpec, nn.Module]
     terms: tuple[AnyTerm, ...] = ()
     task_weight: float = 1.0
+    system: Annotated[SystemSpec, BeforeValidator(_named)] | None = None
     arms: dict[Annotated[str, AfterValidator(_arm)], Arm] = {}
     alone: bool = True
     train: FitConfig
@@ -216,22 +245,38 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.arms and self.terms:
-            raise ValueError("give either `terms` (one arm) or `arms`, not both")
+        if self.arms and (self.terms or self.system):
+            raise ValueError("give either `terms` or `system` (one arm), or `arms`, not both")
         if not self.alone and not self.contenders:
             raise ValueError("there is nothing to train: no `terms`, no `arms`, and `alone` is off")
-        if self.teacher is None and any(arm.terms for arm in self.contenders.values()):
+        self._check_sources()
+        pupils = [arm for arm in self.contenders.values() if arm.terms and not arm.learns_from]
+        if self.teacher is None and pupils:
             raise ValueError("there are distillation terms but no `teacher` to distil from")
         for name, spec in self.teachers.items():
             if isinstance(spec, ModelSpec) and spec.checkpoint is None:
                 raise ValueError(f"the further teacher {name!r} needs a `checkpoint`")
         return self
 
+    def _check_sources(self) -> None:
+        """An arm may build on those before it, and on no other."""
+        before: list[str] = []
+        for name, arm in self.all_arms.items():
+            for key in ("starts_from", "learns_from"):
+                source = getattr(arm, key)
+                if source is not None and source not in before:
+                    raise ValueError(
+                        f"the arm {name!r} {key.replace('_', ' ')} {source!r}, which is no arm "
+                        f"before it (there are: {', '.join(before) or 'none'}); list that one first"
+                    )
+            before.append(name)
+
     @property
     def contenders(self) -> dict[str, Arm]:
-        """The arms that have terms, by name."""
-        if self.terms:
-            return {"distilled": Arm(task_weight=self.task_weight, terms=self.terms)}
+        """The arms that distil, by name."""
+        if self.terms or self.system:
+            only = Arm(task_weight=self.task_weight, terms=self.terms, system=self.system)
+            return {"distilled": only}
         return self.arms
 
     @property

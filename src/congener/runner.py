@@ -2,6 +2,7 @@
 
     recipe.yaml  environment.json  events.jsonl      what was run, and what happened
     teacher/  arms/<arm>/seed-<n>/                   checkpoint.pt, weights.safetensors, result.json
+    stages/<name>-<key>.safetensors                  what systems fitted or measured first
     analysis/<arm>.npz                               predictions and Gram matrices, for the report
     metrics.json  summary.json                       the results; last epoch, one value a seed
 
@@ -29,19 +30,22 @@ from torch.utils.data import Dataset
 
 from congener.analysis import Analysis
 from congener.assembly import Assembly
+from congener.catalogue import systems_by_name
 from congener.engine import (
     FitConfig,
     build_accelerator,
     evaluate,
     fit,
     load_weights,
+    prepare,
     process_state,
 )
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
 from congener.losses import HardLabelLoss
-from congener.recipe import Recipe, TeacherSpec, dump_recipe
+from congener.recipe import Arm, Recipe, TeacherSpec, dump_recipe
 from congener.runlog import Event, RunLog, environment, read_json, write_text
+from congener.system import System
 from congener.systems import Distillation
 from congener.task import Task
 from congener.types import Term
@@ -115,7 +119,7 @@ class _Runner:
         self.state = state
         self.task: Task = assembly.task
         self.teacher_figures: dict[str, float] = {}
-        self.student_cost: dict[str, Any] = {}  # of the one network that all arms train
+        self.student_costs: dict[int, dict[str, Any]] = {}  # of a network that many arms train
 
     def teacher(self) -> nn.Module | None:
         """The teacher, trained first where the recipe says so."""
@@ -130,10 +134,22 @@ class _Runner:
 
     def student(self, arm: str, seed: int, teacher: nn.Module | None) -> None:
         """Train one arm with one seed, unless that is done already."""
-        student = self.assembly.student(seed)
-        system = self.assembly.system(arm, student, teacher)
-        training = self.assembly.training(self.recipe.train, distilled=bool(system.terms))
+        system = self._system(arm, seed, teacher)
+        training = self.assembly.training(self.recipe.train, distilled=system.distils)
         self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training)
+
+    def _system(self, arm: str, seed: int, teacher: nn.Module | None) -> System:
+        """The system of an arm, its student and its teacher where they come from."""
+        described = self.recipe.all_arms[arm]
+        if described.learns_from is not None:
+            teacher = self._trained(described.learns_from, seed, teacher)
+        student = self.assembly.student(seed)
+        if described.starts_from is not None:
+            load_weights(student, self._weights(described.starts_from, seed))
+        return self.assembly.system(arm, student, teacher)
+
+    def _weights(self, arm: str, seed: int) -> Path:
+        return self._folder(arm, seed) / "weights.safetensors"
 
     def _folder(self, arm: str, seed: int) -> Path:
         return self.out / "arms" / arm / f"seed-{seed}"
@@ -142,7 +158,7 @@ class _Runner:
         self,
         name: str,
         folder: Path,
-        system: Distillation,
+        system: System,
         seed: int,
         training: tuple[Dataset[Any], FitConfig, Tensor | None],
     ) -> None:
@@ -157,6 +173,10 @@ class _Runner:
                 self.log.forget(fit=name)
         self.state.wait_for_everyone()
         train, config, labelled = training
+        prepare(
+            system, self.task, config,
+            train=train, seed=seed, folder=self.out / "stages", log=self.log,
+        )  # fmt: skip
         result = fit(
             system, self.task, config,
             train=train, test=self.task.splits["test"], labelled=labelled,
@@ -178,7 +198,7 @@ class _Runner:
             arms["teacher"] = self._teacher_row(teacher)
             eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
         for arm in self.recipe.all_arms:
-            students = [self._trained(arm, seed) for seed in self.recipe.seeds]
+            students = [self._trained(arm, seed, teacher) for seed in self.recipe.seeds]
             arms[arm] = self._arm_row(arm, students[0])
             eyes.see(students, self.out / "analysis" / f"{arm}.npz")
         metric = self.task.metric
@@ -206,9 +226,10 @@ class _Runner:
         write_text(self.out / "summary.json", json.dumps(summary, indent=1))
         return metrics
 
-    def _trained(self, arm: str, seed: int) -> nn.Module:
-        student = self.assembly.student(seed)
-        load_weights(student, self._folder(arm, seed) / "weights.safetensors")
+    def _trained(self, arm: str, seed: int, teacher: nn.Module | None) -> nn.Module:
+        """What an arm exports: its system says which network that is."""
+        student = self._system(arm, seed, teacher).student
+        load_weights(student, self._weights(arm, seed))
         return student
 
     def _cost(self, model: nn.Module) -> dict[str, Any]:
@@ -238,11 +259,13 @@ class _Runner:
         described, metric = self.recipe.all_arms[arm], self.task.metric
         results = [_read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
         terms = self.assembly.terms(described)
-        self.student_cost = self.student_cost or self._cost(student)
+        size = sum(parameter.numel() for parameter in student.parameters())
+        if size not in self.student_costs:
+            self.student_costs[size] = self._cost(student)
         return {
-            "role": _role(terms),
+            "role": "distilled" if described.system else _role(terms),
             "model": _describe(self.recipe.student),
-            **self.student_cost,
+            **self.student_costs[size],
             metric: [result["metrics"][metric] for result in results],
             "best": [result["best"][metric] for result in results],
             "task_weight": described.task_weight,
@@ -259,9 +282,29 @@ class _Runner:
                     "paper": str(getattr(term.loss, "paper", "")),
                 }
                 for term in terms
-            ],
+            ]
+            + self._system_row(described),
             "seconds": [result["seconds"] for result in results],
         }
+
+    def _system_row(self, arm: Arm) -> list[dict[str, Any]]:
+        """How the report shows a system: as one term that is all of the loss."""
+        if arm.system is None:
+            return []
+        known = systems_by_name().get(arm.system.name)
+        return [
+            {
+                "name": arm.system.name,
+                "loss": _describe(arm.system),
+                "weight": 1.0,
+                "schedules": {},
+                "of": arm.learns_from,
+                "student": None,
+                "teacher": None,
+                "equation": getattr(known, "equation", ""),
+                "paper": str(getattr(known, "paper", None) or ""),
+            }
+        ]
 
     def _tap(self, side: str) -> str | None:
         """The first tap that any arm reads on one side: where the Gram matrices are taken."""

@@ -9,7 +9,7 @@ teacher, no terms). *What it owns beyond a loss*: the parameters of the losses t
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -44,6 +44,14 @@ class Distillation(System):
             terms without a teacher, or of a teacher that is not there.
         TapError: a tap that does not exist.
     """
+
+    name = "distillation"
+    equation = "L = w·task + Σᵢ wᵢ·scheduleᵢ(progress)·lossᵢ"
+    sources: ClassVar = {
+        "terms": "yours: what the student is to learn",
+        "task_weight": "ours: 1; there is no hidden 1 − α",
+        "teachers": "ours: none",
+    }
 
     def __init__(
         self,
