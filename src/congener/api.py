@@ -22,12 +22,11 @@ from torch.utils.data import (
 )
 
 from congener.assembly import Assembly
-from congener.engine import load_weights
 from congener.errors import DataError
 from congener.recipe import AnyTerm, Recipe, load_recipe, parse_recipe
 from congener.report import write_report
 from congener.runlog import Event
-from congener.runner import Run, execute
+from congener.runner import Run, execute, load_student
 from congener.task import Task
 from congener.types import Term
 
@@ -97,6 +96,7 @@ def distill(
     val: Dataset[Any] | DataLoader[Any] | None = None,
     *,
     terms: Sequence[AnyTerm | Mapping[str, Any]] = (),
+    system: str | Mapping[str, Any] | None = None,
     task_weight: float = 1.0,
     alone: bool = False,
     seeds: Sequence[int] = (0,),
@@ -116,6 +116,7 @@ def distill(
             resumed, and a loader with a sampler or a ``collate_fn`` of its own is refused.
         val: the set to evaluate on; needed with a data set of yours.
         terms: :class:`congener.Term` objects, or mappings as in a recipe.
+        system: instead of terms, a system by name, or a mapping of its ``name`` and arguments.
         task_weight: weight of the supervised loss.
         alone: also train the student without the teacher, for comparison.
         seeds: one run for each; a network given as an object starts from its own weights in each.
@@ -140,18 +141,16 @@ def distill(
             "teacher": teacher,
             "student": student,
             "terms": (terms,) if isinstance(terms, Term) else tuple(terms),
+            "system": system,
             "task_weight": task_weight,
-            "alone": alone or not terms,
+            "alone": alone or not (terms or system),
             "train": settings,
             "seeds": tuple(seeds),
         }
     )
     finished = run(recipe, out=out, resume=resume)
     arm = next(iter(recipe.contenders), "alone")
-    trained = Assembly(recipe).student(recipe.seeds[0])
-    load_weights(
-        trained, finished.folder / "arms" / arm / f"seed-{recipe.seeds[0]}" / "weights.safetensors"
-    )
+    trained = load_student(recipe, finished.folder, arm, recipe.seeds[0])
     return Distilled(trained, finished)
 
 

@@ -134,6 +134,7 @@ def describe(cls: Any) -> Entry:
             p.name, "" if p.default is p.empty else repr(p.default), sources.get(p.name, "")
         )
         for p in parameters
+        if is_loss or p.name not in ("student", "teacher", "task")  # which every system takes
     ]  # fmt: skip
     hints = typing.get_type_hints(cls.__init__)
     variants = [

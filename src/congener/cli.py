@@ -25,6 +25,7 @@ from congener.errors import (
 )
 
 if TYPE_CHECKING:
+    from congener.catalogue import Entry
     from congener.conformance import Finding
     from congener.types import Paper
 
@@ -140,16 +141,19 @@ def list_(
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
     table.add_row(*(f"[dim]{word}[/]" for word in ("  name", "family", "needs", "batch", "paper")))
     for entry in known:
-        if entry.paper is not None:
+        if entry.kind == "loss" and entry.paper is not None:
             table.add_row(
                 f"  {entry.name}", entry.family, entry.needs,
                 "coupled" if entry.batch_coupled else "", escape(_cited(entry.paper)),
             )  # fmt: skip
     console.print(table)
-    console.print("\n[bold]systems[/]")
+    console.print("\n[bold]systems[/]  (congener show NAME)")
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
     for entry in known:
         if entry.kind == "system":
-            console.print(f"  {entry.name}")
+            paper = "" if entry.paper is None else escape(_cited(entry.paper))
+            table.add_row(f"  {entry.name}", paper, escape(entry.page.title))
+    console.print(table)
     console.print("\n[bold]tasks[/]")
     for name in tasks_by_name():
         console.print(f"  {name}")
@@ -168,30 +172,48 @@ def _cited(paper: "Paper") -> str:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A loss, by its short or its class name.")],
+    name: Annotated[str, typer.Argument(help="A loss or a system, by its short or class name.")],
 ) -> None:
-    """Print a loss' equation, conventions, defaults with sources, and what authors do otherwise."""
-    from congener.catalogue import describe, losses_by_name, plain
+    """Print the equation, conventions, defaults with sources, and what authors do otherwise."""
+    from congener.catalogue import describe, losses_by_name, systems_by_name
 
-    known = losses_by_name()
-    if name not in known:
-        raise RecipeError(f"There is no loss named {name!r}; {did_you_mean(name, known)}")
-    entry = describe(known[name])
+    systems = systems_by_name()
+    systems |= {system.__name__: system for system in systems.values()}
+    losses = losses_by_name()
+    if name not in losses and name not in systems:
+        known = {**losses, **systems}
+        raise RecipeError(f"There is no loss or system {name!r}; {did_you_mean(name, known)}")
     console = Console(highlight=False)
-    paper, _, address = str(entry.paper).rpartition(" ")
-    console.print(f"[bold]{entry.class_name}[/] ({escape(entry.name)})  {escape(paper)}")
-    console.print(address, soft_wrap=True)
+    if name in systems:
+        _show(console, describe(systems[name]))
+    if name in losses:
+        if name in systems:
+            console.rule(f"[bold]its loss[/] {name}")
+        _show(console, describe(losses[name]))
+        console.print(f"\nProve it on this machine: congener verify {losses[name].name}")
+
+
+def _show(console: Console, entry: "Entry") -> None:
+    from congener.catalogue import plain
+
+    paper, _, address = str(entry.paper or "").rpartition(" ")
+    heading = f"[bold]{entry.class_name}[/] ({escape(entry.name)}), a {entry.kind}"
+    console.print(f"{heading}  {escape(paper)}".rstrip())
+    if address:
+        console.print(address, soft_wrap=True)
     console.print(f"\n  {escape(str(entry.equation))}\n")
-    facts = {
-        "family": entry.family,
-        "takes": ", ".join(entry.inputs),
-        "variants": ", ".join(entry.variants) or "one",
-        "couples the batch": "yes" if entry.batch_coupled else "no",
-        "needs labels": "yes" if entry.needs_labels else "no",
-        "trains parameters of its own": "yes" if entry.trains_parameters else "no",
-        "zero when student = teacher": "yes" if entry.zero_at_match else "no",
-        "functions": ", ".join(entry.functions),
-    }
+    facts = {"couples the batch": "yes" if entry.batch_coupled else "no"}
+    if entry.kind == "loss":
+        facts = {
+            "family": str(entry.family),
+            "takes": ", ".join(entry.inputs),
+            "variants": ", ".join(entry.variants) or "one",
+            **facts,
+            "needs labels": "yes" if entry.needs_labels else "no",
+            "trains parameters of its own": "yes" if entry.trains_parameters else "no",
+            "zero when student = teacher": "yes" if entry.zero_at_match else "no",
+            "functions": ", ".join(entry.functions),
+        }
     for fact, value in facts.items():
         console.print(f"  {fact}: {value}")
     table = Table("argument", "default", "source of the default")
@@ -210,7 +232,6 @@ def show(
         console.print(table)
     for title, text in entry.page.sections.items():
         console.print(f"\n[bold]{escape(title)}[/]\n{escape(plain(text))}")
-    console.print(f"\nProve it on this machine: congener verify {entry.name}")
 
 
 @app.command()

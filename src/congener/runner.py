@@ -50,7 +50,7 @@ from congener.systems import Distillation
 from congener.task import Task
 from congener.types import Term
 
-__all__ = ["Run", "execute"]
+__all__ = ["Run", "execute", "load_student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,26 @@ def execute(
     return Run(out, metrics if main else {})
 
 
+def load_student(
+    recipe: Recipe, folder: Path, arm: str, seed: int, *, trust: Collection[str] = ()
+) -> nn.Module:
+    """The student that an arm of a finished run exports, with its trained weights.
+
+    Args:
+        recipe: the recipe of the run.
+        folder: the run folder.
+        arm: the name of the arm.
+        seed: one of the recipe's seeds.
+        trust: packages outside congener whose code the recipe may name.
+
+    Raises:
+        CheckpointError: weights that are missing or damaged.
+    """
+    assembly, state = Assembly(recipe, trust), process_state(recipe.train)
+    runner = _Runner(recipe, assembly, folder, RunLog(None), state)
+    return runner.trained(arm, seed, assembly.teacher())
+
+
 class _Runner:
     """The fits of one run, and what is made of them."""
 
@@ -142,7 +162,7 @@ class _Runner:
         """The system of an arm, its student and its teacher where they come from."""
         described = self.recipe.all_arms[arm]
         if described.learns_from is not None:
-            teacher = self._trained(described.learns_from, seed, teacher)
+            teacher = self.trained(described.learns_from, seed, teacher)
         student = self.assembly.student(seed)
         if described.starts_from is not None:
             load_weights(student, self._weights(described.starts_from, seed))
@@ -198,7 +218,7 @@ class _Runner:
             arms["teacher"] = self._teacher_row(teacher)
             eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
         for arm in self.recipe.all_arms:
-            students = [self._trained(arm, seed, teacher) for seed in self.recipe.seeds]
+            students = [self.trained(arm, seed, teacher) for seed in self.recipe.seeds]
             arms[arm] = self._arm_row(arm, students[0])
             eyes.see(students, self.out / "analysis" / f"{arm}.npz")
         metric = self.task.metric
@@ -226,7 +246,7 @@ class _Runner:
         write_text(self.out / "summary.json", json.dumps(summary, indent=1))
         return metrics
 
-    def _trained(self, arm: str, seed: int, teacher: nn.Module | None) -> nn.Module:
+    def trained(self, arm: str, seed: int, teacher: nn.Module | None) -> nn.Module:
         """What an arm exports: its system says which network that is."""
         student = self._system(arm, seed, teacher).student
         load_weights(student, self._weights(arm, seed))

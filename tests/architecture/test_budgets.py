@@ -12,7 +12,7 @@ from tests.architecture.test_floors import PROJECT, SOURCE
 import congener
 from congener import losses, systems
 from congener.assembly import tasks_by_name
-from congener.catalogue import losses_by_name
+from congener.catalogue import losses_by_name, systems_by_name
 
 ANY, LOSS, SYSTEM, LOOP = 500, 150, 300, 300
 PARAMETERS = 8
@@ -52,6 +52,15 @@ def test_a_loss_has_few_hyper_parameters_with_a_source_each(loss) -> None:
     assert len(names) <= PARAMETERS
     assert set(names) == set(loss.sources)
     assert all(source.strip() for source in loss.sources.values())
+
+
+@pytest.mark.parametrize("system", systems_by_name().values(), ids=lambda system: system.name)
+def test_a_system_has_few_hyper_parameters_with_a_source_each(system) -> None:
+    names = set(inspect.signature(system).parameters) - {"student", "teacher", "task"}
+    assert len(names) <= PARAMETERS
+    assert names == set(system.sources)
+    assert all(source.strip() for source in system.sources.values())
+    assert system.equation
 
 
 def public() -> Iterator[tuple[str, object]]:
