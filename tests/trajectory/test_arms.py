@@ -1,0 +1,112 @@
+"""Arms that build on other arms: two-stage FitNets and born-again chains, and what they refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.trajectory.whole_runs import save_teacher
+
+import congener
+from congener.assembly import Assembly
+from congener.engine import load_weights
+from congener.errors import RecipeError
+from congener.recipe import parse_recipe
+from congener.runner import load_student
+from congener.tasks.image_classification.models import mlp
+
+KD = {"loss": "kd", "weight": 0.9}
+
+
+def recipe(arms: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    train = {"steps": 3, "batch_size": 32, "lr": 1e-12, "threads": 1, "device": "cpu"}
+    return {
+        "task": {"name": "image_classification", "data": "mnist1d"},
+        "student": {"name": "mlp", "hidden": [16]},
+        "arms": arms,
+        "train": train,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    path = save_teacher(tmp_path_factory.mktemp("teacher"))
+    return {"name": "cnn1d", "channels": 8, "checkpoint": str(path)}
+
+
+def test_an_arm_starts_from_the_student_of_another(teacher: Any, tmp_path: Path) -> None:
+    arms = {
+        "first": {"terms": [KD]},
+        "second": {"terms": [KD], "starts_from": "first"},
+        "other": {"terms": [KD]},
+    }
+    described = parse_recipe(recipe(arms, teacher=teacher))
+    marked = mlp(hidden=(16,), num_classes=10, in_features=40)
+    congener.run(described, out=tmp_path / "run")
+    folder = tmp_path / "run" / "arms"
+    with torch.no_grad():
+        for parameter in marked.parameters():
+            parameter.fill_(0.125)
+    from safetensors.torch import save_model
+
+    save_model(marked, str(folder / "first" / "seed-0" / "weights.safetensors"))
+    for arm in ("second", "other"):
+        (folder / arm / "seed-0" / "result.json").unlink()
+        (folder / arm / "seed-0" / "checkpoint.pt").unlink()
+    congener.run(described, out=tmp_path / "run", resume=True)
+    found = {}
+    for arm in ("second", "other"):
+        load_weights(marked, folder / arm / "seed-0" / "weights.safetensors")
+        found[arm] = torch.cat([p.detach().flatten() for p in marked.parameters()])
+    assert torch.allclose(found["second"], torch.tensor(0.125), atol=1e-6)
+    assert not torch.allclose(found["other"], torch.tensor(0.125), atol=1e-2)
+
+
+def test_an_arm_learns_from_the_student_of_another(tmp_path: Path) -> None:
+    chain = {"terms": [KD], "task_weight": 0.1, "learns_from": "alone"}
+    described = parse_recipe(
+        recipe({"again": chain, "thrice": chain | {"learns_from": "again"}}, seeds=[0, 1])
+    )
+    run = congener.run(described, out=tmp_path / "run")
+    assert set(run.metrics["arms"]) == {"alone", "again", "thrice"}
+    first = next(
+        event
+        for event in _events(tmp_path / "run")
+        if event["event"] == "step" and event["fit"] == "again/1"
+    )
+    # With almost no learning rate, the student and its teacher are still the same network.
+    assert first["terms"]["kd"] == pytest.approx(0, abs=1e-6)
+    assert first["terms"]["task"] > 1
+    trained = load_student(described, tmp_path / "run", "again", 1)
+    alone = load_student(described, tmp_path / "run", "alone", 1)
+    for a, b in zip(trained.parameters(), alone.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    import json
+
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ({"a": {"terms": [KD], "starts_from": "b"}, "b": {}}, "'a' starts from 'b'.*no arm before"),
+        ({"a": {"terms": [KD], "learns_from": "a"}}, "'a' learns from 'a'.*there are: alone"),
+        ({"a": {"terms": [KD], "system": "dml"}}, "'dml' has weights of its own, and no `terms`"),
+        ({"a": {"task_weight": 0.5, "system": "dml"}}, "'dml' has weights of its own"),
+        ({"a": {"system": "distillation"}}, "what `terms` make"),
+        ({"a": {"system": "distilation"}}, "no system named 'distilation'; did you mean"),
+    ],
+)
+def test_what_an_arm_cannot_be(arms: dict[str, Any], said: str, teacher: Any) -> None:
+    with pytest.raises(RecipeError, match=said) as caught:
+        Assembly(parse_recipe(recipe(arms, teacher=teacher))).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_terms_need_a_teacher_unless_they_learn_from_an_arm() -> None:
+    with pytest.raises(RecipeError, match="no `teacher` to distil from"):
+        parse_recipe(recipe({"a": {"terms": [KD]}}))
+    Assembly(parse_recipe(recipe({"a": {"terms": [KD], "learns_from": "alone"}}))).check()
