@@ -114,6 +114,41 @@ def test_float32_near_the_match(shape) -> None:
     assert torch.autograd.grad(same, equal)[0].abs().max() < 1e-7
 
 
+@pytest.mark.parametrize("shape", [(8, 2, 2), (3, 4, 4)])
+def test_a_channel_whose_norm_overflows_is_silent(shape) -> None:
+    student, teacher = (x.float() for x in maps(7, shape, shape))
+    silent = student.clone()
+    student[0, 1], student[2, :2], silent[0, 1], silent[2, :2] = 1e25, -1e25, 0, 0
+    gradients = []
+    for x in (student, silent):
+        loss = nst_loss(x.requires_grad_(), teacher)
+        gradients.append(torch.autograd.grad(loss, x)[0])
+        torch.testing.assert_close(loss, nst_loss(silent, teacher))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("shapes", [FEW_PLACES[1], MANY_PLACES[1]])
+def test_a_faint_channel_counts_like_any_other(shapes) -> None:
+    student, teacher = maps(9, *shapes)
+    faint = student.clone()
+    faint[:, 0] *= 1e-9
+    torch.testing.assert_close(nst_loss(faint, teacher), nst_loss(student, teacher))
+
+
+@pytest.mark.parametrize("shapes", [FEW_PLACES[1], MANY_PLACES[1]])
+def test_second_derivatives_and_functional_gradients(shapes) -> None:
+    student, teacher = maps(8, *shapes, batch=2)
+    assert torch.autograd.gradcheck(
+        lambda x: nst_loss(x, teacher), student.requires_grad_(), rtol=1e-6, atol=1e-10
+    )
+    assert torch.autograd.gradgradcheck(lambda x: nst_loss(x, teacher), student)
+    (expected,) = torch.autograd.grad(nst_loss(student, teacher), student)
+    student = student.detach()
+    torch.testing.assert_close(torch.func.grad(nst_loss)(student, teacher), expected)
+    each = torch.func.vmap(torch.func.grad(nst_loss))(student.unsqueeze(1), teacher.unsqueeze(1))
+    torch.testing.assert_close(each.squeeze(1) / 2, expected)
+
+
 class _LargestTensor(TorchDispatchMode):
     numel = 0
 

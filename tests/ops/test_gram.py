@@ -136,6 +136,19 @@ def test_gradcheck(form: Any, normalize_rows: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("normalize_rows", [True, False])
+def test_dense_differentiates_twice(normalize_rows: bool) -> None:
+    student, teacher = features(6, 3, 4, 2)
+    student.requires_grad_()
+    assert torch.autograd.gradgradcheck(
+        lambda x: gram_distances(x, teacher, normalize_rows=normalize_rows), student
+    )
+    distances = gram_distances(student, teacher, normalize_rows=normalize_rows).square().sum()
+    (once,) = torch.autograd.grad(distances, student, retain_graph=True)
+    (graphed,) = torch.autograd.grad(distances, student, create_graph=True)
+    torch.testing.assert_close(graphed, once)
+
+
 @pytest.mark.parametrize("noise", [0.1, 3e-2, 1e-2, 1e-3, 1e-4])
 def test_near_the_teacher(noise: float) -> None:
     """1 - cos from 3e-3 to 3e-9 in float32; never worse than the definition's own rounding."""
@@ -202,7 +215,8 @@ def test_the_form_follows_the_shape() -> None:
     assert cheapest_form(1024, 512) == "tiled"
     assert cheapest_form(2048, 512) == "moments"
     assert cheapest_form(4096, 16384) == "tiled"
-    assert cheapest_form(64, 16, spans_ranks=True) == "tiled"
+    assert cheapest_form(64, 4096, spans_ranks=True) == "dense"
+    assert cheapest_form(256, 128, spans_ranks=True) == "tiled"
     assert cheapest_form(65536, 512, spans_ranks=True) == "moments"
 
 
@@ -264,7 +278,13 @@ def work(rank: int, sizes: tuple[int, ...], folder: str) -> None:
                     student, teacher, normalize_rows=normalize_rows, scope="global", form=form
                 )
                 weights = torch.linspace(1, 2, 300, dtype=dtype)[own]
-                (gradient,) = torch.autograd.grad((weights * distances).sum(), student)
+                loss = (weights * distances).sum()
+                twice = form == "dense"
+                (gradient,) = torch.autograd.grad(loss, student, create_graph=twice)
+                if twice:  # a gradient that can be differentiated again is the same
+                    (again,) = torch.autograd.grad(loss, student)
+                    assert off(gradient.detach(), again.double()) < 1e-5
+                    gradient = again
                 results[form, dtype, normalize_rows] = distances.detach(), gradient
     torch.save(results, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -178,6 +178,18 @@ def test_reduce_samples() -> None:
     assert none.tolist() == [1, 5, 0]
 
 
+@pytest.mark.parametrize("mask", [torch.tensor([True, True, False]), None])
+def test_reduce_samples_of_pairs(mask: torch.Tensor | None) -> None:
+    """As if each were divided by the size of the batch."""
+    values = torch.tensor([1.0, 5.0, 3.0])
+    size = 3 if mask is None else 2
+    for reduction in ("mean", "sum", "none"):
+        options = {"reduction": reduction, "scope": "local"}
+        found = reduce_samples(values, mask, of_pairs=True, **options)  # type: ignore[arg-type]
+        expected = reduce_samples(values / size, mask, **options)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected)
+
+
 def test_blank_rows_of_any_shape() -> None:
     x = torch.ones(2, 3, 4)
     assert blank_rows(x, None) is x

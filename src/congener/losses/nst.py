@@ -1,8 +1,7 @@
 r"""Neuron selectivity transfer, NST (Huang and Wang, 2017).
 
-What a neuron likes is the pattern of places at which its channel answers. The student's channels,
-each a pattern over the places of the map, are asked for the distribution of the teacher's: their
-squared maximum mean discrepancy under a polynomial kernel.
+What a neuron likes is the pattern of places at which its channel answers. The student's channels
+are asked for the teacher's patterns: for a squared maximum mean discrepancy of 0, kernel (xᵀy)².
 
 .. math::
     L = \frac{1}{B} \sum_{i=1}^{B} \Big[ \frac{1}{C_s^2} \sum_{c,d} k(x_c, x_d)
@@ -27,10 +26,9 @@ Differences from the authors' code
     places are compared as places, with no round-off at the match, many through channel products.
 """
 
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -78,19 +76,44 @@ def nst_loss(
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature, teacher_feature.detach())
         student, teacher = match_sizes(blank_rows(student, mask), blank_rows(teacher, mask))
-        patterns = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
-        per_sample = _discrepancy(*patterns)
+        per_sample = _discrepancy(student.flatten(2), teacher.flatten(2))
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
 
 
 def _discrepancy(x: Tensor, y: Tensor) -> Tensor:
-    """Of patterns (batch, channels, places), in the form that takes fewer products."""
+    """Of maps (batch, channels, places), in the form that takes fewer products."""
     mine, theirs, places = x.shape[1], y.shape[1], x.shape[2]
     if places * (mine + theirs) <= mine**2 + theirs**2 + mine * theirs:
         # (x·y)² = ⟨xxᵀ, yyᵀ⟩: the discrepancy is the distance of the mean xxᵀ and the mean yyᵀ.
-        return (x.mT @ x / mine - y.mT @ y / theirs).square().sum(dim=(1, 2))
-    own, other, cross = ((a @ b.mT).square().mean(dim=(1, 2)) for a, b in ((x, x), (y, y), (x, y)))
-    return own + other - 2 * cross
+        x, y = (a * a.norm(dim=2, keepdim=True).clamp(min=1e-12).reciprocal() for a in (x, y))
+        return torch.sub(_Gram.apply(x.mT) / mine, _Gram.apply(y.mT) / theirs).square().sum((1, 2))
+    own, other, cross = _Gram.apply(x), _Gram.apply(y), x @ y.mT
+    r, s = (g.diagonal(dim1=1, dim2=2).clamp(min=1e-24).rsqrt() for g in (own, other))
+    return _mean_square(own, r, r) + _mean_square(other, s, s) - 2 * _mean_square(cross, r, s)
+
+
+def _mean_square(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Of cosines: products times 1 / norm; a norm too large for the type makes a silent channel."""
+    scales = rows.unsqueeze(2) * columns.unsqueeze(1)
+    return (products.masked_fill(scales == 0, 0) * scales).square().mean(dim=(1, 2))
+
+
+class _Gram(torch.autograd.Function):
+    """x xᵀ, whose gradient is one product, where autograd takes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x @ x.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], _output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.matmul(grad + grad.mT, *ctx.saved_tensors)
 
 
 @final

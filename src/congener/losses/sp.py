@@ -34,7 +34,7 @@ from torch import Tensor
 
 from congener.losses.base import Loss
 from congener.ops.checks import check_choice, check_features
-from congener.ops.collectives import Scope, batch_size, warn_if_alone
+from congener.ops.collectives import Scope, warn_if_alone
 from congener.ops.gram import gram_distances
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
@@ -66,7 +66,7 @@ def sp_loss(
         scope: ``"global"``: the batch of all processes; ``"local"``: of this one.
 
     Returns:
-        A scalar, or (batch,) for ``"none"``; at least float32.
+        A scalar, or (batch,) for ``"none"``; at least float32; not for ``torch.func``.
 
     Raises:
         ShapeError: the batch sizes differ, or a feature or the mask has the wrong axes.
@@ -87,8 +87,7 @@ def sp_loss(
         if not by_rows:
             student, teacher = unit_rows(student), unit_rows(teacher)
         row_sums = gram_distances(student, teacher, normalize_rows=by_rows, scope=scope)
-        per_sample = row_sums / batch_size(student, mask, scope=scope)
-        return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)
+        return reduce_samples(row_sums, mask, reduction=reduction, scope=scope, of_pairs=True)
 
 
 @final

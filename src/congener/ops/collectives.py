@@ -31,7 +31,9 @@ __all__ = [
     "gather_rows",
     "global_mean",
     "lone_sample_expected",
+    "own_place",
     "rank_sizes",
+    "total_and_count",
     "warn_if_alone",
 ]
 
@@ -93,10 +95,13 @@ def batch_size(x: Tensor, mask: Tensor | None = None, *, scope: Scope = "global"
         mask: which rows count, (batch,).
         scope: whose rows to count.
     """
-    kept = torch.full((), x.shape[0], dtype=x.dtype, device=x.device)
-    if mask is not None:
-        kept = mask.sum(dtype=x.dtype)
-    return all_sum(kept, scope=scope).clamp(min=1)
+    return all_sum(_kept(x, mask), scope=scope).clamp(min=1)
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.full((), x.shape[0], dtype=x.dtype, device=x.device)
+    return mask.sum(dtype=x.dtype)
 
 
 def global_mean(values: Tensor, mask: Tensor | None = None, *, scope: Scope = "global") -> Tensor:
@@ -115,12 +120,29 @@ def global_mean(values: Tensor, mask: Tensor | None = None, *, scope: Scope = "g
     """
     check_scope(scope)
     check_mask(mask, values, "values")
+    total, count = total_and_count(values, mask, scope=scope)
+    return total / count
+
+
+def total_and_count(
+    values: Tensor, mask: Tensor | None = None, *, scope: Scope = "global"
+) -> tuple[Tensor, Tensor | int]:
+    """The sum of the unmasked values and their number, 1 where there are none, in one message.
+
+    Arguments are those of :func:`global_mean`, unchecked.
+    """
     (values,) = upcast(values)
-    if torch.is_grad_enabled() and not values.requires_grad and _spans_ranks(scope):
+    spans_ranks = _spans_ranks(scope)
+    if torch.is_grad_enabled() and not values.requires_grad and spans_ranks:
         # A rank whose values carry no gradient must not leave the others waiting in backward.
         values = values.detach().requires_grad_()
-    kept = values if mask is None else values.masked_fill(~mask, 0)
-    return all_sum(kept.sum(), scope=scope) / batch_size(values, mask, scope=scope)
+    if mask is None and not spans_ranks:
+        return values.sum(), max(1, values.shape[0])
+    total = (values if mask is None else values.masked_fill(~mask, 0)).sum()
+    kept = _kept(values, mask)
+    if spans_ranks:
+        total, kept = all_sum(torch.stack((total, kept)), scope=scope).unbind()
+    return total, kept.detach().clamp(min=1)
 
 
 def gather_rows(x: Tensor, *, scope: Scope = "global") -> tuple[Tensor, slice]:
@@ -136,9 +158,14 @@ def gather_rows(x: Tensor, *, scope: Scope = "global") -> tuple[Tensor, slice]:
     counts = rank_sizes(x, scope=scope)
     if counts is None:
         return x, slice(0, x.shape[0])
-    before = sum(counts[: dist.get_rank()])
     everyone: Tensor = _GatherRows.apply(x, counts)
-    return everyone, slice(before, before + x.shape[0])
+    return everyone, own_place(counts)
+
+
+def own_place(sizes: list[int]) -> slice:
+    """Where this process' rows lie among those of all, whose numbers :func:`rank_sizes` gives."""
+    before = sum(sizes[: dist.get_rank()])
+    return slice(before, before + sizes[dist.get_rank()])
 
 
 def rank_sizes(x: Tensor, *, scope: Scope = "global") -> list[int] | None:
@@ -167,11 +194,14 @@ def gather_once(x: Tensor, sizes: list[int] | None) -> Tensor:
     if sizes is None:
         return x
     # Collectives want equal shapes: every rank sends as many rows as the largest has.
-    numbers = x.to(torch.uint8) if x.dtype == torch.bool else x.detach()
-    sent = numbers.new_zeros(max(1, *sizes), *x.shape[1:])
-    sent[: x.shape[0]] = numbers
-    received = [torch.empty_like(sent) for _ in sizes]
-    dist.all_gather(received, sent)
+    sent = (x.to(torch.uint8) if x.dtype == torch.bool else x.detach()).contiguous()
+    most = max(1, *sizes)
+    if x.shape[0] < most:
+        sent = torch.cat((sent, sent.new_zeros(most - x.shape[0], *x.shape[1:])))
+    received = sent.new_empty(len(sizes), *sent.shape)
+    dist.all_gather(list(received), sent)
+    if min(sizes) == most:
+        return received.flatten(0, 1).to(x.dtype)
     rows = [block[:count] for block, count in zip(received, sizes, strict=True)]
     return torch.cat(rows).to(x.dtype)
 

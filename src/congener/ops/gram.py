@@ -3,7 +3,8 @@
 Three forms give the same numbers. With G = A·Aᵀ of the student's rows A and H of the teacher's:
 
 ``dense``
-    the definition; it alone can be compiled and differentiated twice.
+    the definition, both matrices held; it alone can be compiled and differentiated twice. As the
+    others it has a backward of its own, which :mod:`torch.func` does not transform.
 ``tiled``
     stripes of G and H, computed again in backward: what is wide costs its products, no memory.
 ``moments``
@@ -21,7 +22,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from congener.ops.collectives import Scope, all_sum, gather_once, gather_rows, rank_sizes
+from congener.ops.collectives import (
+    Scope,
+    all_sum,
+    gather_once,
+    gather_rows,
+    own_place,
+    rank_sizes,
+)
 
 __all__ = ["Form", "cheapest_form", "gram_distances"]
 
@@ -35,6 +43,8 @@ _CACHED = 2**18
 """How many stay in the caches; rows are not cut finer than products are efficient for."""
 _SMALL = 256
 """Up to so many rows a Gram matrix is no burden."""
+_SMALL_OF_RANKS = 128
+"""Up to so many rows of all processes, each computes the whole rather than ask the others."""
 _NEAR = 1e-3
 """One minus the cosine of the two matrices below which float32 moments lose the difference."""
 _LARGE = 1e18
@@ -73,12 +83,13 @@ def gram_distances(
         form = cheapest_form(sum(sizes) if sizes else student.shape[-2], widest, sizes is not None)
         form = "dense" if torch.compiler.is_compiling() or student.device.type == "mps" else form
     if form == "dense":
-        rows, others = (x @ gather_rows(x, scope=scope)[0].mT for x in (student, teacher))
-        if normalize_rows:
-            rows, others = _directions(rows), _directions(others)
-        return (others - rows).square().sum(dim=-1)
+        if torch.compiler.is_compiling():
+            rows, others = (x @ gather_rows(x, scope=scope)[0].mT for x in (student, teacher))
+            return _defined(rows, _directions(others) if normalize_rows else others, normalize_rows)
+        distances: Tensor = _Dense.apply(student, teacher, normalize_rows, sizes)
+        return distances
     if form == "tiled":
-        distances: Tensor = _Tiled.apply(student, teacher, normalize_rows, sizes)
+        distances = _Tiled.apply(student, teacher, normalize_rows, sizes)
     else:
         distances = _Moments.apply(student, teacher, normalize_rows, sizes is not None)
     if not normalize_rows:
@@ -94,9 +105,14 @@ def _directions(rows: Tensor) -> Tensor:
     return rows * torch.where(norms > 0, norms.clamp(min=_EPS).reciprocal(), 0)
 
 
+def _defined(rows: Tensor, others: Tensor, normalize_rows: bool) -> Tensor:
+    """The definition, from rows of the student's Gram matrix and what they shall be."""
+    return (others - (_directions(rows) if normalize_rows else rows)).square().sum(dim=-1)
+
+
 def cheapest_form(rows: int, width: int, spans_ranks: bool = False) -> Form:
     """The form that costs least for so many rows of so many features."""
-    if rows <= _SMALL and not spans_ranks:
+    if rows <= (_SMALL_OF_RANKS if spans_ranks else _SMALL):
         return "dense"
     return "moments" if rows > 2 * width and rows > _SMALL else "tiled"
 
@@ -127,6 +143,61 @@ def _blocks(rows: int, entries_of_a_row: int, copies: int = 1) -> Iterator[slice
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
+def _gather_both(
+    student: Tensor, teacher: Tensor, sizes: list[int] | None
+) -> tuple[Tensor, Tensor]:
+    """The rows of all processes in scope, in one message."""
+    if sizes is None:
+        return student, teacher
+    both = gather_once(torch.cat((student, teacher), dim=-1), sizes)
+    return both[..., : student.shape[-1]], both[..., student.shape[-1] :]
+
+
+class _Dense(torch.autograd.Function):
+    """Distances of rows, from both Gram matrices of all rows in scope, which each process computes.
+
+    d L / d a_i = Σ_j V_ij a_j with V = W + Wᵀ and W = d L / d G.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, teacher: Tensor, normalize_rows: bool, sizes: list[int] | None
+    ) -> Tensor:
+        everyone, teachers = _gather_both(student, teacher, sizes)
+        rows, gap = everyone @ everyone.mT, teachers @ teachers.mT
+        norms = rows
+        if normalize_rows:
+            norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            rows /= norms.clamp(min=_EPS)
+            gap /= torch.linalg.vector_norm(gap, dim=-1, keepdim=True).clamp_(min=_EPS)
+        gap -= rows
+        distances: Tensor = torch.linalg.vecdot(gap, gap)
+        ctx.normalize_rows, ctx.sizes = normalize_rows, sizes
+        ctx.own = slice(None) if sizes is None else own_place(sizes)
+        ctx.save_for_backward(student, everyone, rows, gap, norms)
+        return distances[..., ctx.own]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        student, everyone, rows, gap, norms = ctx.saved_tensors
+        if torch.is_grad_enabled():  # it will be differentiated again
+            columns = gather_rows(student, scope="global" if ctx.sizes else "local")[0]
+            targets = (rows + gap)[..., ctx.own, :]
+            distances = _defined(student @ columns.mT, targets, ctx.normalize_rows)
+            (graphed,) = torch.autograd.grad(distances, student, grad, create_graph=True)
+            return graphed, None, None, None
+        weight = -2 * gather_once(grad, ctx.sizes).unsqueeze(-1)
+        if ctx.normalize_rows:
+            # a norm held at _EPS is constant, a row of zeros has no direction to turn
+            along = torch.linalg.vecdot(gap, rows).unsqueeze(-1) * (norms >= _EPS)
+            weight *= norms.sign() / norms.clamp(min=_EPS)
+            by_entry = torch.addcmul(gap, along, rows, value=-1).mul_(weight)
+        else:
+            by_entry = gap * weight
+        with torch.autocast(student.device.type, enabled=False):
+            return (by_entry + by_entry.mT)[..., ctx.own, :] @ everyone, None, None, None
+
+
 class _Tiled(torch.autograd.Function):
     """Distances of rows, from stripes of both Gram matrices; backward computes them again.
 
@@ -138,7 +209,7 @@ class _Tiled(torch.autograd.Function):
     def forward(
         ctx: Any, student: Tensor, teacher: Tensor, normalize_rows: bool, sizes: list[int] | None
     ) -> Tensor:
-        columns, teacher_columns = (gather_once(x, sizes) for x in (student, teacher))
+        columns, teacher_columns = _gather_both(student, teacher, sizes)
         distances = student.new_empty(student.shape[:-1])
         student_norms, teacher_norms = torch.ones_like(distances), torch.ones_like(distances)
         along = torch.zeros_like(distances)

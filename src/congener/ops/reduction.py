@@ -1,5 +1,6 @@
 """From one number for each sample to what a loss returns."""
 
+import math
 from typing import Literal
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from congener.errors import NonFiniteLossError
 from congener.ops.checks import check_choice
-from congener.ops.collectives import Scope, batch_size, check_scope, global_mean
+from congener.ops.collectives import Scope, batch_size, check_scope, total_and_count
 
 __all__ = [
     "Reduction",
@@ -58,7 +59,12 @@ def needs_company(
 
 
 def reduce_samples(
-    per_sample: Tensor, mask: Tensor | None, *, reduction: Reduction, scope: Scope
+    per_sample: Tensor,
+    mask: Tensor | None,
+    *,
+    reduction: Reduction,
+    scope: Scope,
+    of_pairs: bool = False,
 ) -> Tensor:
     """Reduce contributions whose mean is the loss.
 
@@ -68,15 +74,20 @@ def reduce_samples(
         reduction: ``"mean"`` and ``"sum"`` run over the unmasked rows in scope, ``"none"`` returns
             the contributions of this process' rows.
         scope: whose rows make the batch.
+        of_pairs: each is a sum over the unmasked rows in scope, to be divided by their number.
 
     Raises:
         NonFiniteLossError: an unmasked contribution is NaN; looked at on a CPU only.
     """
     if reduction == "none":
+        if of_pairs:
+            per_sample = per_sample / batch_size(per_sample, mask, scope=scope)
         return blank_rows(per_sample, mask)
     _refuse_nan(per_sample if mask is None else per_sample.masked_fill(~mask, 0), "The loss")
-    mean = global_mean(per_sample, mask, scope=scope)
-    return mean if reduction == "mean" else mean * batch_size(per_sample, mask, scope=scope)
+    total, count = total_and_count(per_sample, mask, scope=scope)
+    if reduction == "sum":
+        return total / count if of_pairs else total
+    return total / (count * count) if of_pairs else total / count
 
 
 def _refuse_nan(rows: Tensor, what: str) -> None:
@@ -85,7 +96,7 @@ def _refuse_nan(rows: Tensor, what: str) -> None:
     rows = rows.detach()
     try:
         # One NaN makes the sum NaN, and the sum is quick; so do infinities of both signs.
-        if not (rows.is_floating_point() and rows.sum().isnan() and rows.isnan().any()):
+        if not (rows.is_floating_point() and math.isnan(rows.sum()) and rows.isnan().any()):
             return
     except RuntimeError:  # within torch.func.vmap there are no numbers to look at
         return
