@@ -7,9 +7,9 @@ from torch import nn
 
 from congener.taps import Taps
 from congener.task import Task
-from congener.types import Outputs
+from congener.types import Batch, Outputs
 
-__all__ = ["probe"]
+__all__ = ["first_sample", "probe"]
 
 
 def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
@@ -28,7 +28,7 @@ def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
     """
     modes = {module: module.training for module in network.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    batch = _first(task)
+    batch = first_sample(task)
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
     taps = Taps(network, paths)
     try:
@@ -41,7 +41,8 @@ def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
     return Outputs(task.logits(result), features)
 
 
-def _first(task: Task) -> dict[str, object]:
+def first_sample(task: Task) -> Batch:
+    """The first test sample as a prepared batch of one."""
     data = task.splits["test"]
     whole = getattr(data, "__getitems__", None)
     with torch.random.fork_rng(devices=[]):  # the transforms of the data may draw
