@@ -1,29 +1,33 @@
-"""Read tensors from inside any network, by dotted path, without editing it."""
+"""Read tensors from inside any network, by dotted path, unedited; or run it from there."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from congener.errors import TapError, did_you_mean
 
-__all__ = ["Taps", "bare"]
+__all__ = ["Tail", "Taps", "bare"]
 
 T = TypeVar("T")
+SIZE = r":([1-9]\d*)x([1-9]\d*)$"
+"""How a path ends that reads a map of a size."""
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The network itself, inside the wrappers of ``torch.compile`` and of data parallelism.
+    """The network inside ``torch.compile``, data parallelism and :class:`~.teachers.Bridge`.
 
     >>> inner = nn.Linear(2, 2)
     >>> bare(nn.parallel.DataParallel(inner)) is inner
     True
     """
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = getattr(model, "_orig_mod", getattr(model, "_bridged", None))
         if isinstance(inner, nn.Module):
             model = inner
         elif isinstance(model, nn.parallel.DistributedDataParallel | nn.parallel.DataParallel):
@@ -36,7 +40,10 @@ class Taps:
     """Named places in a network where tensors are read while it runs.
 
     A path is what ``named_modules()`` calls a submodule; it reads the module's output, or with
-    ``:input`` appended the module's first input. Of a tuple, the first tensor is read.
+    ``:input`` appended the module's first input. Of a tuple, the first tensor is read. With
+    ``:14x14`` the output is read as a map (batch, channels, 14, 14): of tokens (batch, tokens,
+    channels) the last 14 · 14, since class and register tokens come first, or a map whose channels
+    come last.
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> taps = Taps(net, ["1", "2:input"])
@@ -59,7 +66,8 @@ class Taps:
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         modules = dict(bare(model).named_modules())
-        self._places = {path: _locate(modules, path) for path in dict.fromkeys(paths)}
+        plain = {path: re.sub(SIZE, "", path) for path in paths}
+        self._places = {path: _locate(modules, plain[path]) for path in plain}
         self._compiled = any(_is_compiled(module) for module in model.modules())
         self._armed = False
         self._seen: dict[str, list[Tensor]] = {}
@@ -69,11 +77,12 @@ class Taps:
     def __call__(self, run: Callable[[], T]) -> tuple[T, dict[str, Tensor]]:
         """Call ``run`` and return its result and the tensor read at each path."""
         self._seen = {path: [] for path in self._places}
+        self._versions = {}
         handles = [] if self._compiled else self._hook()
         self._armed = True
         try:
             result = run()
-            return result, {path: self._only(path) for path in self._places}
+            return result, {path: _as_map(path, self._only(path)) for path in self._places}
         finally:
             self._armed = False
             for handle in handles:
@@ -141,12 +150,159 @@ class Taps:
                 f"The tap {path!r} fired {len(values)} times in one forward, because the network "
                 "uses this module more than once; tap a module that runs once."
             )
-        if not self._compiled and values[0]._version != self._versions[path]:
+        read = self._versions.get(path)  # not known of a tensor that is traced
+        if not self._compiled and read is not None and values[0]._version != read:
             raise TapError(
                 f"The tensor at the tap {path!r} was changed in place after it was read (a later "
                 "module has inplace=True); tap that later module, or build it with inplace=False."
             )
         return values[0]
+
+
+def _as_map(path: str, value: Tensor) -> Tensor:
+    """What was read, as a map if its path asks for one."""
+    asked = re.search(SIZE, path)
+    if asked is None:
+        return value
+    height, width = int(asked[1]), int(asked[2])
+    if value.dim() == 4 and value.shape[1:3] == (height, width):
+        return value.movedim(-1, 1)
+    if value.dim() == 3 and value.shape[1] >= height * width:
+        return value[:, -height * width :].mT.reshape(len(value), -1, height, width)
+    raise TapError(
+        f"The tap {path!r} gives {tuple(value.shape)}, which is no map of {height}x{width}: "
+        f"expected (batch, tokens, channels) with {height * width} tokens or more, or (batch, "
+        f"{height}, {width}, channels); give the size that it has for your images."
+    )
+
+
+class Tail:
+    """What a network does behind a tap, for another tensor than the tap reads.
+
+    >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> tail, x, value = Tail(net, "1"), torch.ones(5, 3), torch.ones(5, 4)
+    >>> torch.equal(tail(value, lambda: net(x)), net[2](value))
+    True
+
+    What ran wholly before the tap does not run again where its outputs reach the result through the
+    tap alone. The first call finds that out, and each with a tensor of another shape: such modules
+    give NaN, which must not change a bit of the result. Elsewhere all of the network runs again.
+
+    Args:
+        model: any module that is not compiled.
+        path: the tap, as for :class:`Taps`; of a tuple the first tensor is replaced.
+
+    Raises:
+        TapError: a path that does not exist, a network that is compiled; on a call, a tap that did
+            not fire once.
+    """
+
+    def __init__(self, model: nn.Module, path: str) -> None:
+        if any(_is_compiled(module) for module in model.modules()):
+            raise TapError(
+                f"A compiled network cannot run from a tap such as {path!r}; give it as it was "
+                "before torch.compile."
+            )
+        self._modules = dict(bare(model).named_modules())
+        self._path = path
+        self._module, self._reads_input = _locate(self._modules, path)
+        self._shape: torch.Size | None = None
+        self._skipped: Mapping[nn.Module, _Blank] = {}
+
+    def __call__(self, value: Tensor, run: Callable[[], Tensor]) -> Tensor:
+        """Call ``run``, which calls the network, with ``value`` in place of the tap's tensor.
+
+        Args:
+            value: of the shape that the tap reads in this call; it is never changed in place.
+            run: calls the network and returns a tensor.
+        """
+        if self._shape != value.shape[1:]:
+            with torch.no_grad():
+                self._skipped = self._skippable(value.detach(), run)
+            self._shape = value.shape[1:]
+        return self._run(value, run, self._skipped)
+
+    def _run(
+        self, value: Tensor, run: Callable[[], Tensor], skipped: "Mapping[nn.Module, _Blank]"
+    ) -> Tensor:
+        fired: list[None] = []
+
+        def replace(_module: nn.Module, *passed: Any) -> Any:
+            fired.append(None)
+            old = passed[-1]  # the output, or of a pre-hook the inputs
+            return (value.clone(), *old[1:]) if isinstance(old, tuple) else value.clone()
+
+        with ExitStack() as undo:
+            for module, blank in skipped.items():
+                undo.enter_context(_answering(module, blank.for_rows_of(value)))
+            hook = self._module.register_forward_pre_hook if self._reads_input else None
+            handle = (hook or self._module.register_forward_hook)(replace)
+            undo.callback(handle.remove)
+            result = run()
+        if len(fired) != 1:
+            raise TapError(
+                f"The tap {self._path!r} fired {len(fired)} times in one forward; to run from it, "
+                "tap a module that runs once."
+            )
+        return result
+
+    def _skippable(self, value: Tensor, run: Callable[[], Tensor]) -> "Mapping[nn.Module, _Blank]":
+        """The modules that need not run, and the shapes of what they give."""
+        calls: list[tuple[nn.Module, _Blank | None]] = []
+        before: list[tuple[nn.Module, _Blank | None]] = []
+
+        def ended(module: nn.Module, _args: Any, output: Any) -> None:
+            calls.append((module, _Blank.like(output, value)))
+            if module is self._module and not self._reads_input:
+                before.extend(calls)
+
+        def reached(_module: nn.Module, _args: Any) -> None:
+            before.extend(calls)
+
+        with ExitStack() as undo:
+            for module in self._modules.values():
+                undo.callback(module.register_forward_hook(ended).remove)
+            if self._reads_input:
+                undo.callback(self._module.register_forward_pre_hook(reached).remove)
+            wanted = self._run(value, run, {})
+        times = [module for module, _ in calls]
+        skipped = {m: blank for m, blank in before if blank is not None and times.count(m) == 1}
+        try:
+            same = torch.equal(self._run(value, run, skipped), wanted)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError):
+            same = False  # it looks at what the skipped modules give
+        return skipped if same else {}
+
+
+class _Blank(NamedTuple):
+    """What is known of an output that nobody needs."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    has_rows: bool
+
+    @staticmethod
+    def like(output: Any, value: Tensor) -> "_Blank | None":
+        if not (isinstance(output, Tensor) and output.is_floating_point() and output.dim()):
+            return None
+        return _Blank(tuple(output.shape), output.dtype, len(output) == len(value))
+
+    def for_rows_of(self, value: Tensor) -> Callable[..., Tensor]:
+        shape = (len(value) if self.has_rows else self.shape[0], *self.shape[1:])
+        return lambda *_args, **_named: value.new_full(shape, torch.nan, dtype=self.dtype)
+
+
+@contextmanager
+def _answering(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have a module answer without running."""
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
 
 
 def _is_compiled(module: nn.Module) -> bool:

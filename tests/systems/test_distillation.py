@@ -200,6 +200,11 @@ DIFFERENT = (
             True,
             "A term cannot be called 'keys'; give it another `name`.",
         ),
+        (
+            [Term(KDLoss(), name="training")],
+            True,
+            "A term cannot be called 'training'; give it another `name`.",
+        ),
     ],
 )
 def test_terms_that_cannot_be_bound(terms: list[Term], teacher: bool, sentence: str) -> None:

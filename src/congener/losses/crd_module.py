@@ -28,7 +28,8 @@ class CRDLoss(Loss):
     Its buffers are two banks, with a row for each training sample, and log Z. In training mode each
     forward writes the batch into the banks, after it was scored, and the first one keeps log Z; in
     evaluation mode nothing changes. ``state_dict`` holds all of it. The rows of all processes are
-    written whatever the scope, so banks that start equal stay equal.
+    written whatever the scope, so banks that start equal stay equal. ``negatives`` is for whoever
+    draws ``contrast_index``; a small training set has no use for the authors' number.
     """
 
     name = "crd"
@@ -47,7 +48,9 @@ class CRDLoss(Loss):
         "student_channels": "yours: the width of the student's feature",
         "teacher_channels": "yours: the width of the teacher's feature",
         "samples": "yours: the size of the training set",
-        **dict.fromkeys(("width", "temperature", "momentum", "reduction"), "authors' code"),
+        **dict.fromkeys(
+            ("width", "temperature", "momentum", "negatives", "reduction"), "authors' code"
+        ),
         "scope": "ours: the batch is the global batch",
     }
 
@@ -63,6 +66,7 @@ class CRDLoss(Loss):
         width: int = 128,
         temperature: float = 0.07,
         momentum: float = 0.5,
+        negatives: int = 16384,
         *,
         reduction: Reduction = "mean",
         scope: Scope = "global",
@@ -73,7 +77,7 @@ class CRDLoss(Loss):
         check_reduction(reduction, scope)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         self.samples, self.width = samples, width
-        self.temperature, self.momentum = temperature, momentum
+        self.temperature, self.momentum, self.negatives = temperature, momentum, negatives
         self.reduction, self.scope = reduction, scope
         self.student_embedding = nn.Linear(student_channels, width)
         self.teacher_embedding = nn.Linear(teacher_channels, width)

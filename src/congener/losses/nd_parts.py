@@ -11,7 +11,7 @@ from congener.errors import ShapeError
 from congener.ops.checks import UNLABELLED, check_below, check_floating, check_labels
 from congener.ops.collectives import Scope, all_sum, check_scope
 
-__all__ = ["class_means"]
+__all__ = ["class_means", "class_sums", "means_of_sums"]
 
 
 def class_means(
@@ -40,7 +40,18 @@ def class_means(
     tensor([[2.],
             [9.]])
     """
-    check_scope(scope)
+    return means_of_sums(class_sums(features, labels, classes), scope=scope).to(
+        torch.promote_types(features.dtype, torch.float32)
+    )
+
+
+def class_sums(
+    features: Float[Tensor, "samples channels"], labels: Int[Tensor, " samples"], classes: int
+) -> Float[Tensor, "classes channels_and_count"]:
+    """Sum the features of each class, and count them in a last column; such sums add up.
+
+    Arguments and errors are those of :func:`class_means`; the result is float64.
+    """
     check_floating(features=features)
     if features.dim() != 2:
         raise ShapeError(
@@ -50,14 +61,23 @@ def class_means(
     check_below("labels", labels, classes, way_out=UNLABELLED)
     known = labels >= 0
     rows, places = features.detach()[known].double(), labels[known].long()
-    # The last column counts the samples.
     sums = rows.new_zeros(classes, features.shape[1] + 1)
-    sums.index_add_(0, places, torch.cat((rows, torch.ones_like(rows[:, :1])), dim=1))
+    return sums.index_add_(0, places, torch.cat((rows, torch.ones_like(rows[:, :1])), dim=1))
+
+
+def means_of_sums(
+    sums: Float[Tensor, "classes channels_and_count"], *, scope: Scope = "global"
+) -> Float[Tensor, "classes channels"]:
+    """What :func:`class_sums` gave in all processes, divided by the counts.
+
+    Raises:
+        ValueError: a class without a sample.
+    """
+    check_scope(scope)
     sums = all_sum(sums, scope=scope)
     if (sums[:, -1] == 0).any():
         empty = (sums[:, -1] == 0).nonzero().flatten().tolist()
         raise ValueError(
             f"classes {empty} have no sample, so no mean; give samples of every class."
         )
-    dtype = torch.promote_types(features.dtype, torch.float32)
-    return (sums[:, :-1] / sums[:, -1:]).to(dtype)
+    return sums[:, :-1] / sums[:, -1:]

@@ -3,8 +3,10 @@
     total = task_weight · task_loss + Σᵢ weightᵢ · scheduleᵢ(progress) · lossᵢ
 
 Every published loss that needs nothing but tensors runs through it; so does a student alone (no
-teacher, no terms). *What it owns beyond a loss*: the parameters of the losses that have any.
-*What is saved*: student and losses; *what is exported*: the bare student.
+teacher, no terms). Where a loss asks for more, such as ND for class means, a source answers it (see
+:mod:`congener.systems.sources`); KD++ is then the terms ``kd`` and ``nd``. *What it owns beyond a
+loss*: the parameters of the losses that have any, and what the sources train or have measured.
+*What is saved*: student, losses and sources' answers; *what is exported*: the bare student.
 """
 
 import inspect
@@ -14,7 +16,17 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from congener.errors import NonFiniteLossError, RecipeError, did_you_mean
-from congener.system import System, TeacherLike
+from congener.system import Stage, System, TeacherLike
+from congener.systems.probe import probe
+from congener.systems.sources import (
+    Margins,
+    Pair,
+    RestyledLogits,
+    Seen,
+    Source,
+    TeacherClassifier,
+)
+from congener.systems.surveys import ClassMeans, ContrastIndex
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers import FrozenTeacher, TeacherGroup
@@ -26,6 +38,10 @@ WORDS = {
     "student_logits", "teacher_logits", "student_feature", "teacher_feature",
     "student_features", "teacher_features", "labels", "index", "mask",
 }  # fmt: skip
+
+KINDS = (ClassMeans, RestyledLogits, ContrastIndex, TeacherClassifier, Margins)
+SOURCES = {word: kind for kind in KINDS for word in kind.words}
+"""Who answers which further word."""
 
 
 class Distillation(System):
@@ -40,8 +56,8 @@ class Distillation(System):
         teachers: further teachers by name, for terms that learn ``of`` one of them.
 
     Raises:
-        RecipeError: a term without its taps, with taps it does not read, or with two names alike;
-            terms without a teacher, or of a teacher that is not there.
+        RecipeError: a term without its taps, with taps that it does not read or cannot use, or with
+            two names alike; terms without a teacher, or of a teacher that is not there.
         TapError: a tap that does not exist.
     """
 
@@ -78,16 +94,18 @@ class Distillation(System):
                 f"The terms are called {', '.join(names)}; give each a `name` of its own "
                 "(and not 'task', which is the supervised loss)."
             )
-        for name in names:
-            if "." in name or hasattr(nn.ModuleDict, name):
-                raise RecipeError(f"A term cannot be called {name!r}; give it another `name`.")
         self.losses = nn.ModuleDict()
         for name in names:
             if not name or "." in name or hasattr(self.losses, name):
-                raise RecipeError(f"A term cannot be called {name!r} in PyTorch; rename it.")
+                raise RecipeError(f"A term cannot be called {name!r}; give it another `name`.")
         self.losses.update({bound.name: bound.term.loss for bound in self.terms})
         self._taps = Taps(student, [path for bound in self.terms for path in bound.student])
         self.teacher = None if teacher is None else self._ask(teacher, teachers or {})
+        self.answers = nn.ModuleDict()
+        for bound in self.terms:
+            network = teacher if bound.term.of is None else (teachers or {})[bound.term.of]
+            if bound.kinds and network is not None:
+                self.answers[bound.name] = bound.answers = self._answers(bound, network)
 
     def _ask(self, teacher: nn.Module, teachers: Mapping[str, nn.Module]) -> TeacherLike:
         """The teachers that the terms learn from, each with the taps they read."""
@@ -104,6 +122,24 @@ class Distillation(System):
         main = frozen.pop(None)
         others = {of: each for of, each in frozen.items() if of is not None}
         return TeacherGroup(main, others) if others else main
+
+    def _answers(self, bound: "_Bound", teacher: nn.Module) -> nn.ModuleList:
+        """For each pair of a term's taps, what answers the further words of its loss."""
+        mine = probe(self.student, self.task, bound.student).features
+        said = probe(teacher, self.task, bound.teacher)
+        pairs = [
+            Pair(
+                bound.name, bound.term.loss, teacher, self.task, theirs,
+                mine[path], said.features[theirs], said.logits.shape[-1],
+            )
+            for path, theirs in zip(bound.student, bound.teacher, strict=True)
+        ]  # fmt: skip
+        return nn.ModuleList(nn.ModuleList(kind(pair) for kind in bound.kinds) for pair in pairs)
+
+    def stages(self) -> Sequence[Stage]:
+        """What the terms need measured before training."""
+        sources = [each for each in self.answers.modules() if isinstance(each, Source)]
+        return [stage for source in sources for stage in source.stages()]
 
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
@@ -135,15 +171,18 @@ class _Bound:
         self.name = term.name or str(getattr(term.loss, "name", type(term.loss).__name__))
         self.student, self.teacher = _paths(term.student), _paths(term.teacher)
         parameters = inspect.signature(term.loss.forward).parameters.values()
-        self.words = [p.name for p in parameters if p.name in WORDS and p.name != "mask"]
-        required = [p.name for p in parameters if p.default is p.empty and p.name not in WORDS]
+        known = (WORDS | SOURCES.keys()) - {"mask"}
+        self.words = [p.name for p in parameters if p.name in known]
+        self.kinds = list(dict.fromkeys(SOURCES[w] for w in self.words if w in SOURCES))
+        known = known | {"mask"}
+        required = [p.name for p in parameters if p.default is p.empty and p.name not in known]
         if required or not self.words:
             raise RecipeError(
                 f"The loss of the term {self.name!r} should take arguments among "
                 f"{', '.join(sorted(WORDS))}; it asks for {', '.join(required) or 'nothing'}."
             )
-        self.pairwise = "student_feature" in self.words
-        reads_taps = any("feature" in word for word in self.words)
+        reads_taps = bool(self.kinds) or any("feature" in word for word in self.words)
+        self.pairwise = reads_taps and "student_features" not in self.words
         if reads_taps and not (self.student and len(self.student) == len(self.teacher)):
             raise RecipeError(
                 f"The term {self.name!r} compares features, so it needs a `student` tap and a "
@@ -155,6 +194,7 @@ class _Bound:
                 "`student` and `teacher`."
             )
 
+        self.answers: Any = ((),) * len(self.student)  # of each pair, its sources
         self.layers = term.layer_weights or (1.0,) * len(self.student)
         if term.layer_weights and not (self.pairwise and len(self.layers) == len(self.student)):
             raise RecipeError(
@@ -204,11 +244,18 @@ class _Bound:
             "labels": batch.get("labels"),
             "index": batch.get("index"),
         }
+        pairs: list[dict[str, Any]] = []
+        for s, t, sources in zip(mine, theirs, self.answers, strict=True):
+            now = Seen(s, t, batch, progress)
+            pairs.append({"student_feature": s, "teacher_feature": t})
+            for source in sources:
+                pairs[-1] |= source(now)
         if not self.pairwise:
-            return self._call(known)
+            further = [word for word in self.words if word in SOURCES]
+            return self._call(known | {word: [pair[word] for pair in pairs] for word in further})
         values = [
-            weight * self._call(known | {"student_feature": s, "teacher_feature": t})
-            for weight, s, t in zip(self.layers, mine, theirs, strict=True)
+            weight * self._call(known | pair)
+            for weight, pair in zip(self.layers, pairs, strict=True)
         ]
         return sum(values[1:], start=values[0])
 
