@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import set_seed
@@ -17,10 +17,17 @@ from torch.utils.data import Dataset, Subset
 
 import congener.tasks
 from congener.catalogue import losses_by_name, systems_by_name
-from congener.engine import FitConfig, load_weights, process_state, steps_per_epoch
-from congener.engine.feed import evaluation_batches
-from congener.errors import CongenerError, RecipeError
-from congener.naming import bind, resolve
+from congener.engine import (
+    FitConfig,
+    check_groups,
+    load_weights,
+    process_state,
+    steps_per_epoch,
+)
+from congener.engine.feed import evaluation_batches, size
+from congener.errors import CongenerError, DataError, RecipeError
+from congener.naming import accepted_names, bind, resolve
+from congener.planning import fill_widths, lacks_widths, plan
 from congener.recipe import (
     Arm,
     LossSpec,
@@ -32,10 +39,21 @@ from congener.recipe import (
 )
 from congener.system import FitStage, System
 from congener.systems import Distillation
+from congener.systems.probe import probe
 from congener.task import Task
+from congener.teachers import bridge
 from congener.types import Batch, Progress, Term
 
-__all__ = ["Assembly", "tasks_by_name"]
+__all__ = ["Assembly", "Training", "tasks_by_name"]
+
+
+class Training(NamedTuple):
+    """What a fit trains on; the arguments of :func:`congener.engine.fit` of these names."""
+
+    train: Dataset[Any]
+    config: FitConfig
+    labelled: Tensor | None
+    groups: Tensor | None
 
 
 class Assembly:
@@ -52,6 +70,7 @@ class Assembly:
 
     def __init__(self, recipe: Recipe, trust: Collection[str] = ()) -> None:
         self.recipe, self._trust = recipe, tuple(trust)
+        self._settled: dict[int, TermSpec] = {}
         with _at(recipe, "task"):
             self.task = self._task()
 
@@ -63,7 +82,7 @@ class Assembly:
         """
         student = self.student(self.recipe.seeds[0])
         teacher = self.teacher()
-        batch = self.sample(2)
+        batch = self.sample(2, train=True)
         self._check_classes("student", student, batch)
         if teacher is not None:
             self._check_classes("teacher", teacher, batch)
@@ -81,11 +100,11 @@ class Assembly:
                 for each in first if system.stages() else [system]:
                     each.eval()(batch, Progress(0, 1, 0))
 
-    def sample(self, count: int) -> Batch:
-        """The first samples of the test set, prepared."""
+    def sample(self, count: int, *, train: bool = False) -> Batch:
+        """The first samples of the test set, prepared; with ``train`` as for training."""
         test = self.task.splits["test"]
         raw = next(evaluation_batches(self.task, test, batch_size=count, share=(0, 1), workers=0))
-        return self.task.prepare(raw, train=False, seed=0, epoch=0)
+        return self.task.prepare(raw, train=train, seed=0, epoch=0)
 
     def student(self, seed: int) -> nn.Module:
         """The student as it is before training with a seed."""
@@ -118,7 +137,7 @@ class Assembly:
         terms = []
         for position, term in enumerate(described.terms):
             with _at(self.recipe, *key, position):
-                terms.append(self._term(term))
+                terms.append(self._term(term, student, teacher))
         with _at(self.recipe, *key):
             return Distillation(
                 student,
@@ -136,6 +155,10 @@ class Assembly:
             raise RecipeError(f"The system {spec.name!r} gets its {key} from the recipe's `{key}`.")
         if build is Distillation:
             raise RecipeError("The system 'distillation' is what `terms` make; list terms instead.")
+        if teacher is None and accepted_names(build).get("teacher"):
+            raise RecipeError(
+                f"The system {spec.name!r} needs a `teacher` to distil from; name one."
+            )
         arguments = bind("system", spec.name, build, spec.arguments, defaults=own)
         try:
             system: System = build(**arguments)
@@ -155,21 +178,41 @@ class Assembly:
         return found
 
     def training(
-        self, config: FitConfig, *, teacher: bool = False, distilled: bool = False
-    ) -> tuple[Dataset[Any], FitConfig, Tensor | None]:
-        """What a fit trains on: the data set, the settings, and its positions that have labels.
+        self,
+        config: FitConfig,
+        *,
+        teacher: bool = False,
+        distilled: bool = False,
+        superclasses: Tensor | None = None,
+    ) -> Training:
+        """What a fit trains on: the data set, the settings, which labels there are, and groups.
 
         Without a teacher's word, samples without labels teach nothing: such a fit gets the
-        labelled samples only, for as many steps.
+        labelled samples only, for as many steps. ``superclasses`` are the groups of the sampler of
+        that name, known once there is a teacher.
         """
-        own = teacher and "teacher" in self.task.splits
-        train = self.task.splits["teacher" if own else "train"]
-        labelled = None if own else self.task.labelled
+        split = "teacher" if teacher and "teacher" in self.task.splits else "train"
+        train = self.task.splits[split]
+        labelled = self.task.labelled if split == "train" else None
+        groups = superclasses
+        if config.sampler == "class_uniform":
+            groups = self._classes(split)
         if labelled is None or distilled:
-            return train, config, labelled
+            return Training(train, config, labelled, groups)
         processes = process_state(config).num_processes
         unit = steps_per_epoch(train, config, labelled, processes=processes)
-        return Subset(train, labelled.tolist()), _in_steps(config, unit), None
+        groups = None if groups is None else groups[labelled]
+        return Training(Subset(train, labelled.tolist()), _in_steps(config, unit), None, groups)
+
+    def _classes(self, split: str) -> Tensor:
+        labels = self.task.labels(split)
+        if labels is None:
+            raise DataError(
+                "sampler='class_uniform' needs the labels of all samples, which this data set does "
+                "not tell without loading them; give it the attribute `targets`, or use "
+                "'superclass_uniform'."
+            )
+        return labels
 
     def terms(self, arm: Arm) -> list[Term]:
         """The terms of an arm, as objects."""
@@ -192,11 +235,21 @@ class Assembly:
             model = self.task.build_model(spec.name, **spec.arguments)
         if spec.checkpoint is not None:
             load_weights(model, spec.checkpoint)
-        return model
+        if spec.preprocessing is None:
+            return model
+        return bridge(model, self.task.normalisation, spec.preprocessing)
 
-    def _term(self, term: Term | TermSpec) -> Term:
+    def _term(
+        self,
+        term: Term | TermSpec,
+        student: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+    ) -> Term:
         if isinstance(term, Term):
             return deepcopy(term)
+        if student is not None and teacher is not None and id(term) not in self._settled:
+            self._settled[id(term)] = self._settle(term, student, teacher)
+        term = self._settled.get(id(term), term)
         return Term(
             self._loss(term.loss),
             term.weight,
@@ -208,6 +261,29 @@ class Assembly:
             term.of,
         )
 
+    def _settle(self, term: TermSpec, student: nn.Module, teacher: nn.Module) -> TermSpec:
+        """The term with its taps and its loss' widths, the same for all fits of its arm."""
+        asked = teacher if term.of is None else self._teachers.get(term.of)
+        if asked is None:
+            return term  # the system says which teachers there are
+        build = resolve("loss", term.loss.name, losses_by_name(), trust=self._trust)
+        if term.taps is not None:
+            sample = self.sample(2)
+            found = plan(student, asked, sample, task=self.task, losses=[term.loss.name])
+            taps = found.proposals[0]
+            if not taps.fits:
+                raise RecipeError(f"`taps: auto` finds none for {term.loss.name!r}: {taps.note}")
+            paths = {"student": taps.student, "teacher": taps.teacher, "taps": None}
+            term = term.model_copy(update=paths)
+        if not (lacks_widths(build, term.loss.arguments) and term.student and term.teacher):
+            return term
+        mine = probe(student, self.task, term.student).features
+        theirs = probe(asked, self.task, term.teacher).features
+        features = [mine[p] for p in term.student], [theirs[p] for p in term.teacher]
+        widths = fill_widths(build, term.loss.arguments, *features)
+        loss = LossSpec(name=term.loss.name, **(term.loss.arguments | widths))
+        return term.model_copy(update={"loss": loss})
+
     def _loss(self, spec: LossSpec) -> nn.Module:
         build = resolve("loss", spec.name, losses_by_name(), trust=self._trust)
         arguments = bind("loss", spec.name, build, spec.arguments)
@@ -217,10 +293,17 @@ class Assembly:
             raise RecipeError(f"The loss {spec.name!r}: {error}") from error
         return loss
 
-    def _check_training(self, config: FitConfig, **whose: bool) -> None:
+    def _check_training(
+        self, config: FitConfig, *, teacher: bool = False, distilled: bool = False
+    ) -> None:
         """Every fit must have a machine for its precision and a batch in each epoch."""
         processes = process_state(config).num_processes
-        steps_per_epoch(*self.training(config, **whose), processes=processes)
+        train, config, labelled, groups = self.training(
+            config, teacher=teacher, distilled=distilled
+        )
+        steps_per_epoch(train, config, labelled, processes=processes)
+        if config.sampler != "superclass_uniform":  # those groups await the teacher
+            check_groups(config, groups, size(train), processes=processes)
 
     def _check_classes(self, who: str, model: nn.Module, batch: Batch) -> None:
         classes = len(self.task.class_names)

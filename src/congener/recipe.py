@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from congener.errors import RecipeError, did_you_mean
 from congener.naming import expected
 from congener.schedules import Schedule
 from congener.task import Task
+from congener.teachers import Preprocessing
 from congener.types import Term
 
 __all__ = [
@@ -132,9 +133,14 @@ class SystemSpec(_Named):
 
 
 class ModelSpec(_Named):
-    """A network by name, with its arguments and the checkpoint that its weights come from."""
+    """A network by name, with its arguments and the checkpoint that its weights come from.
+
+    Of a teacher, ``preprocessing`` says how it wants its images: mean, std and size, or ``own``,
+    what the network carries; default: as the student sees them.
+    """
 
     checkpoint: Path | None = None
+    preprocessing: Preprocessing | Literal["own"] | None = None
 
 
 class TeacherSpec(ModelSpec):
@@ -147,20 +153,38 @@ class TeacherSpec(ModelSpec):
     def _has_weights(self) -> "TeacherSpec":
         if (self.checkpoint is None) == (self.train is None):
             raise ValueError("the teacher needs either `checkpoint` or `train`, one of them")
+        if self.train is not None and self.train.sampler == "superclass_uniform":
+            raise ValueError(
+                "`sampler: superclass_uniform` draws from clusters of what a trained teacher sees, "
+                "so the teacher itself cannot learn with it; use `class_uniform` or `shuffle`"
+            )
         return self
 
 
 class TermSpec(_Strict):
-    """One distillation term; see :class:`congener.types.Term`."""
+    """One distillation term; see :class:`congener.types.Term`.
+
+    ``taps: auto``: :func:`congener.plan` finds them. Widths not given are read off the networks.
+    """
 
     loss: Annotated[LossSpec, BeforeValidator(_named)]
     weight: float = 1.0
     student: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
     teacher: Annotated[tuple[str, ...], BeforeValidator(_tuple)] = ()
+    taps: Literal["auto"] | None = None
     name: str | None = None
     layer_weights: tuple[float, ...] | None = None
     schedules: dict[str, Schedule] = {}
     of: str | None = None
+
+    @model_validator(mode="after")
+    def _tapped_once(self) -> "TermSpec":
+        if self.taps and (self.student or self.teacher):
+            raise ValueError(
+                "`taps: auto` finds the taps, so `student` and `teacher` beside it have no use; "
+                "give one or the other"
+            )
+        return self
 
 
 AnyTerm = Annotated[TermSpec | InstanceOf[Term], PlainSerializer(_record)]
@@ -253,6 +277,15 @@ class Recipe(_Strict):
         pupils = [arm for arm in self.contenders.values() if arm.terms and not arm.learns_from]
         if self.teacher is None and pupils:
             raise ValueError("there are distillation terms but no `teacher` to distil from")
+        if self.teacher is None and self.train.sampler == "superclass_uniform":
+            raise ValueError(
+                "`sampler: superclass_uniform` draws from clusters of what the teacher sees; give "
+                "a `teacher`, or use `class_uniform`"
+            )
+        if isinstance(self.student, ModelSpec) and self.student.preprocessing is not None:
+            raise ValueError(
+                "`preprocessing` is a teacher's; the student sees the images as the task gives them"
+            )
         for name, spec in self.teachers.items():
             if isinstance(spec, ModelSpec) and spec.checkpoint is None:
                 raise ValueError(f"the further teacher {name!r} needs a `checkpoint`")
@@ -437,7 +470,8 @@ def _sentence(error: ValidationError, source: _Source) -> str:
     problems = [p for p in problems if p["type"] != "is_instance_of"] or problems
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     fields = [str(k) for k in problem["loc"]]
-    path = [k for k in problem["loc"] if isinstance(k, int) or not k.endswith(("Spec", "]"))]
+    own = ("Spec", "Preprocessing", "]")  # names of types, which no recipe has
+    path = [k for k in problem["loc"] if isinstance(k, int) or not k.endswith(own)]
     key = ".".join(str(k) for k in path)
     place = source.place(path)
     if problem["type"] == "extra_forbidden":
@@ -445,7 +479,7 @@ def _sentence(error: ValidationError, source: _Source) -> str:
         return f"{place}: unknown key {key!r}; {did_you_mean(fields[-1], known)}"
     if problem["type"] == "missing":
         return f"{place}: the key {key!r} is missing."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").removesuffix(".")
     if problem["type"] == "value_error":
         return f"{place}: {f'{key}: ' if key else ''}{message}."
     options = str(problem.get("ctx", {}).get("expected", "")).replace("'", "")

@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -26,10 +26,9 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from congener.analysis import Analysis
-from congener.assembly import Assembly
+from congener.assembly import Assembly, Training
 from congener.catalogue import systems_by_name
 from congener.engine import (
     FitConfig,
@@ -39,6 +38,7 @@ from congener.engine import (
     load_weights,
     prepare,
     process_state,
+    superclasses,
 )
 from congener.engine.measure import cost
 from congener.errors import CongenerError, RunError
@@ -47,10 +47,11 @@ from congener.recipe import Arm, Recipe, TeacherSpec, dump_recipe
 from congener.runlog import Event, RunLog, environment, read_json, write_text
 from congener.system import System
 from congener.systems import Distillation
+from congener.taps import bare
 from congener.task import Task
 from congener.types import Term
 
-__all__ = ["Run", "execute", "load_student"]
+__all__ = ["Run", "compare", "execute", "load_student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,7 @@ class _Runner:
         self.recipe, self.assembly, self.out, self.log = recipe, assembly, out, log
         self.state = state
         self.task: Task = assembly.task
+        self.superclasses: Tensor | None = None  # for a sampler that draws from them
         self.teacher_figures: dict[str, float] = {}
         self.student_costs: dict[int, dict[str, Any]] = {}  # of a network that many arms train
 
@@ -150,12 +152,19 @@ class _Runner:
             self._fit("teacher", self.out / "teacher", system, spec.seed, training)
         elif model is not None:  # it came with its weights: all processes measure it together
             self.teacher_figures = _measure(model, self.task, self.recipe.train)
+        if model is not None and self.recipe.train.sampler == "superclass_uniform":
+            self.superclasses = superclasses(
+                model, self.task, self.recipe.train, train=self.task.splits["train"],
+                tap=self._tap("teacher"), folder=self.out / "stages",
+            )  # fmt: skip
         return None if model is None else model.cpu()
 
     def student(self, arm: str, seed: int, teacher: nn.Module | None) -> None:
         """Train one arm with one seed, unless that is done already."""
         system = self._system(arm, seed, teacher)
-        training = self.assembly.training(self.recipe.train, distilled=system.distils)
+        training = self.assembly.training(
+            self.recipe.train, distilled=system.distils, superclasses=self.superclasses
+        )
         self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training)
 
     def _system(self, arm: str, seed: int, teacher: nn.Module | None) -> System:
@@ -180,7 +189,7 @@ class _Runner:
         folder: Path,
         system: System,
         seed: int,
-        training: tuple[Dataset[Any], FitConfig, Tensor | None],
+        training: Training,
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
         if (folder / "result.json").exists() and (folder / "weights.safetensors").exists():
@@ -192,14 +201,14 @@ class _Runner:
             if not (folder / "checkpoint.pt").exists():
                 self.log.forget(fit=name)
         self.state.wait_for_everyone()
-        train, config, labelled = training
+        train, config, labelled, groups = training
         prepare(
             system, self.task, config,
             train=train, seed=seed, folder=self.out / "stages", log=self.log,
         )  # fmt: skip
         result = fit(
             system, self.task, config,
-            train=train, test=self.task.splits["test"], labelled=labelled,
+            train=train, test=self.task.splits["test"], labelled=labelled, groups=groups,
             seed=seed, name=name, log=self.log, checkpoint=folder / "checkpoint.pt",
         )  # fmt: skip
         system.student.cpu()
@@ -331,7 +340,7 @@ class _Runner:
         for arm in self.recipe.contenders.values():
             for term in self.assembly.terms(arm):
                 paths: Any = getattr(term, side)
-                if paths:
+                if paths and not (side == "teacher" and (term.of or arm.learns_from)):
                     return paths if isinstance(paths, str) else str(paths[-1])
         return None
 
@@ -353,23 +362,37 @@ def _comparisons(arms: dict[str, Any], metric: str, *, higher: bool) -> dict[str
     """Each arm against the student alone, paired over the seeds."""
     if "alone" not in arms:
         return {}
-    base = np.array(arms["alone"][metric])
-    found = {}
-    for arm, row in arms.items():
-        if arm in ("teacher", "alone"):
-            continue
-        difference = np.array(row[metric]) - base
-        p = None
-        if len(difference) > 1 and difference.std() > 0:
-            p = float(stats.ttest_rel(row[metric], base).pvalue)
-        found[arm] = {
-            "against": "alone",
-            "mean_difference": float(difference.mean()),
-            "wins": int(((difference if higher else -difference) > 0).sum()),
-            "n": len(difference),
-            "p": p,
-        }
-    return found
+    alone = arms["alone"][metric]
+    return {
+        arm: {"against": "alone", **compare(row[metric], alone, higher=higher)}
+        for arm, row in arms.items()
+        if arm not in ("teacher", "alone")
+    }
+
+
+def compare(mine: Sequence[float], theirs: Sequence[float], *, higher: bool) -> dict[str, Any]:
+    """One way of training against another, paired over the seeds.
+
+    Args:
+        mine: the values of one, one for each seed.
+        theirs: the values of the other, with the same seeds.
+        higher: whether more is better.
+
+    Returns:
+        ``mean_difference``; ``wins``, in how many of ``n`` seeds it is better; ``p`` of the paired
+        t-test, none where there is one pair, or no spread.
+    """
+    difference = np.array(mine) - np.array(theirs)
+    p = None
+    # Equal differences are not evidence without end, and rounding is no spread.
+    if len(difference) > 1 and not np.allclose(difference, difference[0], rtol=1e-9, atol=1e-12):
+        p = float(stats.ttest_rel(mine, theirs).pvalue)
+    return {
+        "mean_difference": float(difference.mean()),
+        "wins": int(((difference if higher else -difference) > 0).sum()),
+        "n": len(difference),
+        "p": p,
+    }
 
 
 def _describe(spec: Any) -> str:
@@ -390,9 +413,8 @@ def _describe(spec: Any) -> str:
 def _save_weights(model: nn.Module, path: Path) -> None:
     draft = path.with_name(f".{path.name}.draft")
     # A copy of each, so that tied weights are all there, as in the network's own state.
-    save_file(
-        {name: value.clone().contiguous() for name, value in model.state_dict().items()}, draft
-    )
+    state = bare(model).state_dict()
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, draft)
     draft.replace(path)
 
 

@@ -34,6 +34,8 @@ class Task(ABC):
         higher_is_better: the direction of ``metric``.
         class_names: names of the classes, or an empty sequence where there are none.
         labelled: positions in ``train`` of the samples that have a label, where others have none.
+        normalisation: mean and standard deviation of each channel by which images come out of
+            :meth:`prepare`, where there are images and that is known.
         ignore_label: the label of a sample that has none; the task loss skips it.
     """
 
@@ -42,7 +44,12 @@ class Task(ABC):
     higher_is_better: bool = True
     class_names: Sequence[str] = ()
     labelled: Tensor | None = None
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None
     ignore_label: int = -100
+
+    def labels(self, split: str) -> Tensor | None:
+        """The label of every sample of a split, (samples,), where they are at hand."""
+        return None
 
     @abstractmethod
     def build_model(self, name: str, **kwargs: Any) -> nn.Module:

@@ -2,14 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
-from tests.systems.tiny import TinyTask, student_net, teacher_net
+from tests.systems.tiny import (
+    TinyPictureTask,
+    TinyTask,
+    TwoViewTask,
+    conv_net,
+    conv_teacher,
+    student_net,
+    teacher_net,
+)
 from torch import nn
 
-from congener.losses import KDLoss, SPLoss
+from congener.losses import AdaINLoss, CRDLoss, KDLoss, NDLoss, OFDLoss, SPLoss, SRRLLoss
 from congener.system import System
-from congener.systems import Distillation
+from congener.systems import DML, MHKD, SSKD, STKD, BackwardKD, Distillation, SimKD, TwoViewCSKD
 from congener.task import Task
 from congener.types import Term
 
@@ -42,7 +51,128 @@ def alone(task: Task, student: nn.Module, teacher: nn.Module) -> System:
     return Distillation(student, None, [], task=task)
 
 
+def kd_plus_plus(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    terms = [Term(KDLoss(temperature=4), 0.2), Term(NDLoss(), 0.5, "pooled", "pooled")]
+    return Distillation(student, teacher, terms, task=task)
+
+
+def adain_kd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    taps = ("layer1", "layer2")
+    return Distillation(student, teacher, [Term(AdaINLoss(), 0.1, taps, taps)], task=task)
+
+
+def crd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    loss = CRDLoss(16, 24, samples=50, width=16, negatives=16)
+    terms = [Term(loss, 0.05, "pooled", "pooled"), Term(KDLoss(temperature=4), 0.2)]
+    return Distillation(student, teacher, terms, task=task)
+
+
+def srrl(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    terms = [Term(SRRLLoss(16, 24), 0.1, "layer2", "layer2")]
+    return Distillation(student, teacher, terms, task=task)
+
+
+def ofd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    layers = ("layer1", "layer2")
+    mine = tuple(f"{layer}.{len(getattr(student, layer)) - 2}" for layer in layers)
+    term = Term(OFDLoss((8, 16), (12, 24)), 1.0, mine, ("layer1.1", "layer2.1"))
+    return Distillation(student, teacher, [term], task=task)
+
+
+def sskd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    taps = {"student_tap": "pooled", "teacher_tap": "layer2"}
+    return SSKD(student, teacher, task=task, **taps, crop=1, head={"steps": 20})
+
+
+def backward_kd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return BackwardKD(student, teacher, task=task, ascent={"steps": 2}, warm_start=0)
+
+
+def backward_kd_by_epochs(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    ascent = {"normalise": "l2", "step_size": 0.5}
+    return BackwardKD(student, teacher, task=task, ascent=ascent, mode="epoch")
+
+
+def stkd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return STKD(student, teacher, task=task)
+
+
+def stkd_of_three(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return STKD(
+        student, teacher, task=task, n_mix=3, lambda_per="sample", teacher_target="interpolated",
+        add_clean_terms=True,
+    )  # fmt: skip
+
+
+PAIRS = "partners are of the same process' share of the batch, and each process draws its own"
+
+
+def mhkd(task: Task, student: nn.Module, teacher: nn.Module, regime: Any = "two-step") -> System:
+    taps = ("layer1", "layer2")
+    return MHKD(
+        student, teacher, task=task, student_taps=taps, teacher_taps=taps, width=8, regime=regime
+    )
+
+
+def simkd(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return SimKD(student, teacher, task=task, student_tap="layer2", teacher_tap="layer2")
+
+
+def dml(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return DML(student, teacher, task=task)
+
+
+def cskd_two_view(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return TwoViewCSKD(student, teacher, task=task)
+
+
 SYSTEMS: dict[str, SystemCase] = {
+    "cskd, two views": SystemCase(("TwoViewCSKD",), cskd_two_view, task=TwoViewTask),
     "distillation": SystemCase(("Distillation",), distillation),
     "distillation, student alone": SystemCase((), alone),
+    "distillation, KD++": SystemCase(
+        (),
+        kd_plus_plus,
+        student=conv_net,
+        teacher=conv_teacher,
+        task=TinyPictureTask,
+        ranks="run",
+        why="its projector has dropout, which each process draws",
+    ),
+    "distillation, KD++ of one width": SystemCase(
+        (), kd_plus_plus, student=partial(conv_net, 12), teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "distillation, adain": SystemCase(
+        (), adain_kd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "distillation, crd": SystemCase(
+        (), crd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "distillation, srrl": SystemCase(
+        (), srrl, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "distillation, ofd": SystemCase(
+        (), ofd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "sskd": SystemCase(
+        ("SSKD",), sskd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "backward_kd": SystemCase(("BackwardKD",), backward_kd),
+    "backward_kd, by epochs": SystemCase((), backward_kd_by_epochs),
+    "stkd": SystemCase(("STKD",), stkd, ranks="run", why=PAIRS, lr=0.1),
+    "stkd, three images": SystemCase((), stkd_of_three, ranks="run", why=PAIRS, lr=0.1),
+    "mhkd": SystemCase(
+        ("MHKD",), mhkd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "mhkd, joint": SystemCase(
+        (),
+        partial(mhkd, regime="joint"),
+        student=conv_net,
+        teacher=conv_teacher,
+        task=TinyPictureTask,
+    ),
+    "simkd": SystemCase(
+        ("SimKD",), simkd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
+    ),
+    "dml": SystemCase(("DML",), dml),
 }

@@ -101,6 +101,14 @@ class TinyPictureTask(TinyTask):
         self.splits = {"train": TinyPictures(count, 0), "test": TinyPictures(30, 1)}
 
 
+class TwoViewTask(TinyTask):
+    """:class:`TinyTask` with a second view of each point, for systems that learn from two."""
+
+    def collate(self, samples: Any) -> Batch:
+        batch = super().collate(samples)
+        return batch | {"strong_image": batch["image"] + 0.5 * batch["image"].flip(1)}
+
+
 def batch_of(task: Task, count: int = 12, split: str = "train") -> Batch:
     return next(
         evaluation_batches(task, task.splits[split], batch_size=count, share=(0, 1), workers=0)

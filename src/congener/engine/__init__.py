@@ -6,13 +6,16 @@ from congener.engine.evaluate import Predictions, evaluate, predict
 from congener.engine.feed import steps_per_epoch
 from congener.engine.loop import FitResult, fit
 from congener.engine.machine import build_accelerator, process_state
+from congener.engine.samplers import check_groups
 from congener.engine.stages import prepare
+from congener.engine.superclasses import superclasses
 
 __all__ = [
     "FitConfig",
     "FitResult",
     "Predictions",
     "build_accelerator",
+    "check_groups",
     "evaluate",
     "fit",
     "load_weights",
@@ -20,4 +23,5 @@ __all__ = [
     "prepare",
     "process_state",
     "steps_per_epoch",
+    "superclasses",
 ]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from congener.errors import CheckpointError
+from congener.taps import bare
 
 __all__ = [
     "check_state",
@@ -89,6 +90,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """
     weights = read_tensors(path)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
+    model = bare(model)
     check_state(model, weights, path)
     model.load_state_dict(weights)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from congener.engine.config import FitConfig
+from congener.engine.samplers import by_group, shuffled, with_labels
 from congener.errors import DataError
 from congener.task import Task
 from congener.types import Batch
@@ -51,6 +52,8 @@ def steps_per_epoch(
             f"labelled_per_batch={marked} needs a training set in which some samples have no "
             "label; leave it out."
         )
+    if config.sampler != "shuffle":
+        processes = 1  # every batch is full
     others = size(train) - (len(labelled) if marked and labelled is not None else 0)
     steps = steps_in_epoch(
         others, config.batch_size - marked, drop_last=config.drop_last, processes=processes
@@ -76,43 +79,27 @@ def epoch_batches(
     workers: int,
     labelled: Tensor | None = None,
     labelled_per_batch: int = 0,
+    groups: Tensor | None = None,
+    per_group: int = 1,
 ) -> Iterator[Batch]:
     """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
 
-    The global batches are consecutive slices of one permutation; ``share = (rank, processes)``
-    takes a consecutive slice of each, so the union over processes is the batch of one process.
-    With ``labelled_per_batch``, that many samples of each batch come from the positions
-    ``labelled``, one permutation of them after the other, and the rest from the others.
+    The global batches are those of :mod:`.samplers`: of ``groups``, with ``labelled_per_batch`` of
+    the positions ``labelled`` in each, or shuffled. ``share = (rank, processes)`` takes a
+    consecutive slice of each (of whole blocks, where there are ``groups``), so the union over
+    processes is the batch of one process.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    if labelled is None or labelled_per_batch == 0:
-        order = torch.randperm(size(dataset), generator=generator)
-        whole = [order[k * batch_size : (k + 1) * batch_size] for k in range(first, last)]
+    count = size(dataset)
+    if groups is not None:
+        whole = by_group(groups, batch_size, per_group, generator)
+    elif labelled is not None and labelled_per_batch:
+        whole = with_labels(count, labelled, labelled_per_batch, batch_size, generator)
     else:
-        mixed = _mixed(size(dataset), labelled, labelled_per_batch, batch_size, generator)
-        whole = mixed[first:last]
-    batches = [batch.tensor_split(share[1])[share[0]].tolist() for batch in whole]
+        whole = shuffled(count, batch_size, generator)
+    blocks = [batch.view(-1, 1 if groups is None else per_group) for batch in whole[first:last]]
+    batches = [rows.tensor_split(share[1])[share[0]].flatten().tolist() for rows in blocks]
     return iter(_loader(task, _Indexed(dataset, seed=seed, epoch=epoch), batches, workers))
-
-
-def _mixed(
-    samples: int, labelled: Tensor, count: int, batch_size: int, generator: torch.Generator
-) -> list[Tensor]:
-    """The batches of an epoch with ``count`` labelled samples in each, at places drawn anew."""
-    others = torch.ones(samples, dtype=torch.bool)
-    others[labelled] = False
-    pool = others.nonzero().flatten()
-    pool = pool[torch.randperm(len(pool), generator=generator)]
-    chunks = torch.split(pool, batch_size - count)
-    turns = -(-len(chunks) * count // len(labelled))
-    drawn = torch.cat(
-        [labelled[torch.randperm(len(labelled), generator=generator)] for _ in range(turns)]
-    )
-    batches = []
-    for k, chunk in enumerate(chunks):
-        batch = torch.cat([drawn[k * count : (k + 1) * count], chunk])
-        batches.append(batch[torch.randperm(len(batch), generator=generator)])
-    return batches
 
 
 def evaluation_batches(

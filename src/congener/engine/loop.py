@@ -22,9 +22,10 @@ from congener.engine.checkpoint import (
 )
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
-from congener.engine.feed import epoch_batches, steps_per_epoch, to_device
+from congener.engine.feed import epoch_batches, size, steps_per_epoch, to_device
 from congener.engine.machine import any_process, build_accelerator, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
+from congener.engine.samplers import check_groups
 from congener.errors import CheckpointError, Interrupted, NonFiniteLossError
 from congener.runlog import RunLog
 from congener.system import Balance, System
@@ -52,6 +53,7 @@ def fit(
     train: Dataset[Any],
     test: Dataset[Any] | None,
     labelled: torch.Tensor | None = None,
+    groups: torch.Tensor | None = None,
     seed: int = 0,
     name: str = "fit",
     log: RunLog | None = None,
@@ -66,12 +68,14 @@ def fit(
         train: the training set.
         test: the set evaluated on; with none, the fit has no figures.
         labelled: positions in ``train`` that ``config.labelled_per_batch`` draws from.
+        groups: group of each sample of ``train``, such as its class, for ``config.sampler``.
         seed: of the data order, augmentation and random layers.
         name: what the events of this fit are labelled with.
         log: where events go.
         checkpoint: file for the checkpoints; none are written without it.
 
     Raises:
+        DataError: data that ``config`` cannot make batches of.
         NonFiniteLossError: at the first loss that is NaN or infinite.
         Interrupted: after Ctrl-C or SIGTERM, with the checkpoint saved.
     """
@@ -81,6 +85,7 @@ def fit(
     accelerator = build_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(train, config, labelled, processes=world)
+    check_groups(config, groups, size(train), processes=world)
     steps = config.steps or per_epoch * (config.epochs or 0)
     set_seed(seed, device_specific=True)
     optimizer = build_optimizer(system.parameters(), config)
@@ -135,6 +140,8 @@ def fit(
                 task, train, batch_size=config.batch_size, seed=seed, epoch=epoch,
                 first=first, last=last, share=share, workers=config.workers,
                 labelled=labelled, labelled_per_batch=config.labelled_per_batch,
+                groups=None if config.sampler == "shuffle" else groups,
+                per_group=config.per_class,
             )  # fmt: skip
             for raw in batches:
                 started = time.perf_counter()

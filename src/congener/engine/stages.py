@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -16,19 +17,32 @@ from congener.engine.config import FitConfig
 from congener.engine.feed import evaluation_batches, size, to_device
 from congener.engine.loop import fit
 from congener.engine.machine import build_accelerator
+from congener.errors import RecipeError, did_you_mean
+from congener.naming import expected
 from congener.runlog import RunLog
-from congener.system import FitStage, Stage, SurveyStage, System
+from congener.system import FitStage, Stage, SurveyStage, TeacherLike
 from congener.task import Task
 from congener.teachers import fingerprint
 from congener.types import Batch
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "stage_path"]
 
 SAMPLED = 256  # samples that tell one data set from another
 
 
+class Prepared(Protocol):
+    """Whatever has stages: a system, or what else is to be known before a fit."""
+
+    @property
+    def teacher(self) -> TeacherLike | None:
+        """Whom the stages ask."""
+
+    def stages(self) -> Sequence[Stage]:
+        """What must be done, in order."""
+
+
 def prepare(
-    system: System,
+    system: Prepared,
     task: Task,
     config: FitConfig,
     *,
@@ -61,13 +75,26 @@ def prepare(
         path = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{stage.name}-{_key(stage, task, config, data)}.safetensors"
+            path = stage_path(folder, stage, task, config, train)
         if path is not None and path.exists():
             _receive(stage, read_tensors(path), path)
         elif isinstance(stage, FitStage):
             _fit(stage, task, config, data, seed, path, log)
         else:
             _survey(stage, system, task, config, data, path)
+
+
+def stage_path(
+    folder: Path,
+    stage: Stage,
+    task: Task,
+    config: FitConfig,
+    train: Dataset[Any] | None = None,
+) -> Path:
+    """Where :func:`prepare` keeps the result of a stage: its arguments, and all they hold, say."""
+    train = task.splits["train"] if train is None else train
+    data = task.splits.get("teacher", train) if stage.data == "teacher" else train
+    return folder / f"{stage.name}-{_key(stage, task, config, data)}.safetensors"
 
 
 def _fit(
@@ -94,7 +121,7 @@ def _fit(
 
 def _survey(
     stage: SurveyStage,
-    system: System,
+    system: Prepared,
     task: Task,
     config: FitConfig,
     data: Dataset[Any],
@@ -139,11 +166,21 @@ def _keep(figures: Mapping[str, Tensor], path: Path | None, config: FitConfig) -
 def _settings(stage: FitStage, config: FitConfig) -> FitConfig:
     """The settings of a stage's fit: a length of its own replaces the other measure of length."""
     changes: dict[str, Any] = {"labelled_per_batch": 0, "balance_every": 0, "evaluate_every": 0}
+    changes["sampler"] = "shuffle"
     if {"epochs", "steps"} & stage.settings.keys():
         changes |= {"epochs": None, "steps": None}
     if "schedule" in stage.settings:
         changes["milestones"] = ()
-    return FitConfig.model_validate(config.model_dump() | changes | dict(stage.settings))
+    try:
+        return FitConfig.model_validate(config.model_dump() | changes | dict(stage.settings))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        if problem["type"] == "extra_forbidden":
+            wrong = f"{key!r} is unknown; {did_you_mean(key, FitConfig.model_fields)}"
+        else:
+            wrong = f"{key}: {expected(problem)}.".removeprefix(": ")
+        raise RecipeError(f"The settings of the stage {stage.name!r}: {wrong}") from error
 
 
 def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str:

@@ -1,5 +1,12 @@
 """Systems: what is trained together. ``__all__`` is the registry."""
 
+from congener.systems.backward_kd import BackwardKD
+from congener.systems.cskd_mlld import TwoViewCSKD
 from congener.systems.distillation import Distillation
+from congener.systems.dml import DML
+from congener.systems.mhkd import MHKD
+from congener.systems.simkd import SimKD
+from congener.systems.sskd import SSKD
+from congener.systems.stkd import STKD
 
-__all__ = ["Distillation"]
+__all__ = ["DML", "MHKD", "SSKD", "STKD", "BackwardKD", "Distillation", "SimKD", "TwoViewCSKD"]

@@ -27,6 +27,8 @@ from .data.splits import IGNORE, Splits, labelled_positions
 
 __all__ = ["ImageClassification"]
 
+ANOTHER = 1 << 32  # seeds of runs are below 2³¹, so the second view's is no run's
+
 
 class ImageClassification(Task):
     """Images with one label each; unlabelled samples carry -100.
@@ -36,6 +38,9 @@ class ImageClassification(Task):
             the :class:`Splits` that a loader returned.
         augment: the name of a function in :mod:`.augment`, or a mapping with its ``name`` and
             arguments; applied to training batches.
+        strong: a second view, for systems that learn from two: an augmentation as for ``augment``,
+            drawn independently from the same images; a training batch then has
+            ``strong_image``, too.
 
     Attributes:
         input_shape: of one sample, channels first.
@@ -53,15 +58,17 @@ class ImageClassification(Task):
         data: str | Mapping[str, Any] | Splits = "mnist1d",
         *,
         augment: str | Mapping[str, Any] = "none",
+        strong: str | Mapping[str, Any] | None = None,
     ) -> None:
         divided = data if isinstance(data, Splits) else _load(data)
         splits: dict[str, Dataset[Any]] = {"train": divided.train, "test": divided.test}
         if divided.teacher is not None:
             splits["teacher"] = divided.teacher
         self.labelled = labelled_positions(divided.train.labels)
-        self._describe(
-            splits, divided.class_names, divided.input_shape, divided.mean, divided.std, augment
-        )
+        blank = torch.zeros(divided.input_shape, dtype=divided.train.images.dtype)
+        self._describe(splits, divided.class_names, divided.mean, divided.std)
+        self.normalisation = (divided.mean, divided.std)
+        self._draw_views(blank, augment, strong)
 
     @classmethod
     def from_datasets(
@@ -72,6 +79,8 @@ class ImageClassification(Task):
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         augment: str | Mapping[str, Any] = "none",
+        strong: str | Mapping[str, Any] | None = None,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> "ImageClassification":
         """A task over your own map-style data sets of ``(image, label)``, already normalised.
 
@@ -82,30 +91,45 @@ class ImageClassification(Task):
                 does not take loading every image (``classes``, ``targets``, ``tensors``).
             class_names: default: the data set's ``classes``, else numbers.
             augment: as for the class.
+            strong: as for the class.
+            normalisation: the mean and std of each channel by which your images are normalised,
+                for teachers with a preprocessing of their own; default: not known.
         """
-        names, input_shape = inspect_datasets(train, test, num_classes, class_names)
+        names, image = inspect_datasets(train, test, num_classes, class_names)
         task = cls.__new__(cls)
         labels = known_labels(train)
         task.labelled = None if labels is None else labelled_positions(labels)
         splits = {"train": train, "test": test}
-        task._describe(splits, names, input_shape, (0.0,), (1.0,), augment)
+        task._describe(splits, names, (0.0,), (1.0,))
+        task.normalisation = normalisation
+        task._draw_views(torch.zeros_like(image), augment, strong)
         return task
 
     def _describe(
         self,
         splits: Mapping[str, Dataset[Any]],
         class_names: Sequence[str],
-        input_shape: Sequence[int],
         mean: Sequence[float],
         std: Sequence[float],
-        augment: str | Mapping[str, Any],
     ) -> None:
         self.splits = splits
         self.class_names = tuple(class_names)
-        self.input_shape = tuple(input_shape)
         self._mean = tuple(mean)
         self._std = tuple(std)
-        self._augment = _augmentation(augment, self.input_shape)
+
+    def _draw_views(
+        self,
+        blank: Tensor,
+        augment: str | Mapping[str, Any],
+        strong: str | Mapping[str, Any] | None,
+    ) -> None:
+        self.input_shape = tuple(blank.shape)
+        self._augment = _augmentation(augment, blank)
+        self._strong = None if strong is None else _augmentation(strong, blank)
+
+    def labels(self, split: str) -> Tensor | None:
+        """The label of every sample of a split, where that takes no loading of images."""
+        return known_labels(self.splits[split])
 
     def build_model(self, name: str, **kwargs: Any) -> nn.Module:
         """A network of :mod:`.models`, or ``timm:NAME`` or ``torchvision:NAME``.
@@ -146,15 +170,19 @@ class ImageClassification(Task):
         return dict(batch)
 
     def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
-        """Augment (training only), turn into floats, normalise."""
+        """Augment (training only, once for each view), turn into floats, normalise."""
         images: Tensor = batch["image"]
+        views = {"image": images}
         if train and self._augment is not augmentations.none:
-            images = self._augment(images, batch["index"], seed=seed, epoch=epoch)
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        return dict(batch) | {"image": self._normalise(images)}
+            views["image"] = self._augment(images, batch["index"], seed=seed, epoch=epoch)
+        if train and self._strong is not None:
+            ids = batch["index"]
+            views["strong_image"] = self._strong(images, ids, seed=seed + ANOTHER, epoch=epoch)
+        return dict(batch) | {name: self._normalise(view) for name, view in views.items()}
 
     def _normalise(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
         if set(self._mean) == {0.0} and set(self._std) == {1.0}:
             return images
         shape = (-1, *[1] * (images.ndim - 2))
@@ -234,10 +262,8 @@ def _public(module: ModuleType) -> dict[str, Any]:
     return {name: getattr(module, name) for name in module.__all__}
 
 
-def _augmentation(
-    augment: str | Mapping[str, Any], input_shape: Sequence[int]
-) -> Callable[..., Tensor]:
-    """The function, tried on one blank sample so that a wrong argument shows before training."""
+def _augmentation(augment: str | Mapping[str, Any], sample: Tensor) -> Callable[..., Tensor]:
+    """The function, tried on a sample so that a wrong argument shows before training."""
     name, arguments = _named(augment, "augment")
     function: Callable[..., Tensor] = resolve("augmentation", name, _public(augmentations))
     options = set(accepted_names(function)) - {"images", "ids", "seed", "epoch"}
@@ -247,14 +273,13 @@ def _augmentation(
                 f"The augmentation {name!r} takes no argument {key!r}; {did_you_mean(key, options)}"
             )
     chosen = functools.partial(function, **arguments) if arguments else function
-    blank, ids = torch.zeros(1, *input_shape), torch.zeros(1, dtype=torch.int64)
     try:
-        chosen(blank, ids, seed=0, epoch=0)
+        chosen(sample[None], torch.zeros(1, dtype=torch.int64), seed=0, epoch=0)
     except CongenerError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(
             f"The augmentation {name!r} does not work with {arguments} on samples of the shape "
-            f"{tuple(input_shape)}: {error}"
+            f"{tuple(sample.shape)}: {error}"
         ) from error
     return chosen

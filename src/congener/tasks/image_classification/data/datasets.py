@@ -55,8 +55,8 @@ def inspect_datasets(
     test: Dataset[Any],
     num_classes: int | None,
     class_names: Sequence[str] | None,
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The class names and the shape of a sample.
+) -> tuple[tuple[str, ...], Tensor]:
+    """The class names and the first image.
 
     Raises:
         DataError: an empty data set, labels out of range, or a class count that cannot be told.
@@ -85,4 +85,4 @@ def inspect_datasets(
     seen = labels["training"]
     if count < 2 or (seen is not None and len(torch.unique(seen[seen != IGNORE])) == 1):
         raise DataError("The training set has only one class; two or more are needed.")
-    return tuple(names or map(str, range(count))), tuple(_image(train).shape)
+    return tuple(names or map(str, range(count))), _image(train)

@@ -1,0 +1,115 @@
+"""Which samples make a batch: the batches of one epoch, as positions in the training set.
+
+Shuffled: consecutive slices of one permutation. By group: a fixed number of samples from each of
+some groups, so that a batch has similar samples to relate (CCKD's samplers, Peng et al., ICCV 2019:
+the groups are classes, or superclasses, which are clusters of the teacher's features).
+
+*Differences from the paper*: its samplers were not published. Ours are: an epoch has as many
+batches as a shuffled one, all of them full; a batch has a group once at most; a group's samples
+come without replacement until all have been drawn, then anew in another order.
+"""
+
+import torch
+from torch import Generator, Tensor
+
+from congener.engine.config import FitConfig
+from congener.errors import DataError
+
+__all__ = ["by_group", "check_groups", "shuffled", "with_labels"]
+
+
+def shuffled(samples: int, batch_size: int, generator: Generator) -> list[Tensor]:
+    """Consecutive slices of one permutation; the last may be smaller."""
+    return list(torch.split(torch.randperm(samples, generator=generator), batch_size))
+
+
+def with_labels(
+    samples: int, labelled: Tensor, count: int, batch_size: int, generator: Generator
+) -> list[Tensor]:
+    """Batches with ``count`` of the positions ``labelled`` in each, at places drawn anew.
+
+    The labelled come one permutation of them after the other, and the others once.
+    """
+    others = torch.ones(samples, dtype=torch.bool)
+    others[labelled] = False
+    pool = others.nonzero().flatten()
+    pool = pool[torch.randperm(len(pool), generator=generator)]
+    chunks = torch.split(pool, batch_size - count)
+    drawn = torch.split(_in_turn(labelled, len(chunks) * count, generator), count)
+    batches = [torch.cat([mine, chunk]) for mine, chunk in zip(drawn, chunks, strict=True)]
+    return [batch[torch.randperm(len(batch), generator=generator)] for batch in batches]
+
+
+def by_group(groups: Tensor, batch_size: int, per_group: int, generator: Generator) -> list[Tensor]:
+    """Batches of ``batch_size / per_group`` groups, drawn anew each, a block of samples from each.
+
+    Args:
+        groups: group of each sample, (samples,), any integers.
+        batch_size: a multiple of ``per_group``, for no more groups than there are.
+        per_group: samples of a block. Where its group is smaller, or is exhausted within it, a
+            sample may come twice.
+        generator: what all draws depend on.
+
+    Returns:
+        Positions, (batch_size,) for each batch: block after block.
+    """
+    counts = torch.unique(groups, return_counts=True)[1]
+    members = torch.split(groups.argsort(stable=True), counts.tolist())
+    batches, blocks = -(-len(groups) // batch_size), batch_size // per_group
+    chosen = [torch.randperm(len(members), generator=generator)[:blocks] for _ in range(batches)]
+    turns = torch.bincount(torch.cat(chosen), minlength=len(members)).tolist()
+    drawn = [
+        iter(torch.split(_in_turn(positions, per_group * turn, generator), per_group))
+        for positions, turn in zip(members, turns, strict=True)
+    ]
+    return [torch.cat([next(drawn[group]) for group in batch.tolist()]) for batch in chosen]
+
+
+def check_groups(
+    config: FitConfig, groups: Tensor | None, samples: int, *, processes: int = 1
+) -> None:
+    """Refuse groups that the sampler of ``config`` cannot make batches of.
+
+    Args:
+        config: the settings of a fit.
+        groups: group of each sample; negative: of none.
+        samples: how many samples there are.
+        processes: how many share a batch.
+
+    Raises:
+        DataError: what is missing, and the way out.
+    """
+    sampler, size, each = config.sampler, config.batch_size, config.per_class
+    if sampler == "shuffle":
+        return
+    if groups is None or groups.shape != (samples,):
+        came = "none" if groups is None else f"the shape {tuple(groups.shape)}"
+        raise DataError(
+            f"sampler={sampler!r} needs one group for each of the {samples} training samples, but "
+            f"got {came}; pass `groups`, or set sampler to 'shuffle'."
+        )
+    alone = int((groups < 0).sum())
+    if alone:
+        raise DataError(
+            f"sampler={sampler!r} draws samples by their class, but {alone} of {samples} have no "
+            "label; use sampler 'superclass_uniform', which needs none."
+        )
+    found = len(torch.unique(groups))
+    if size // each > found:
+        raise DataError(
+            f"sampler={sampler!r} needs {size // each} groups for a batch of {size} with "
+            f"per_class={each}, but the training set has {found}; lower batch_size or raise "
+            "per_class."
+        )
+    if size // each < processes:
+        raise DataError(
+            f"A batch of {size} with per_class={each} has {size // each} groups for {processes} "
+            "processes, and a group stays on one; raise batch_size or lower per_class."
+        )
+
+
+def _in_turn(positions: Tensor, count: int, generator: Generator) -> Tensor:
+    """The first ``count`` positions of one permutation of them after the other."""
+    turns = -(-count // len(positions))
+    order = [torch.randperm(len(positions), generator=generator) for _ in range(turns)]
+    return torch.cat([positions[:0], *(positions[turn] for turn in order)])[:count]
