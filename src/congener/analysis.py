@@ -45,6 +45,7 @@ class Analysis:
         predictions = np.stack([one.logits.argmax(-1).numpy() for one in seen]).astype(np.int32)
         rows = _ordered_by_class(labels, GRAM_SAMPLES)
         # Maps of the whole test set may not fit in memory; those of the pictured samples do.
+        tap = _place(models[0], tap)
         feature = predict(models[0], self.task, Subset(test, rows.tolist()), tap=tap).feature
         for model in models:
             model.cpu()
@@ -61,6 +62,14 @@ class Analysis:
         np.savez_compressed(draft, **arrays)  # type: ignore[arg-type]
         draft.replace(path)
         return predictions
+
+
+def _place(model: nn.Module, tap: str | None) -> str | None:
+    """Where a tap of the student is in what an arm exports, which may hold it inside."""
+    names = [name for name, _ in model.named_modules()]
+    module, colon, side = (tap or "").partition(":")
+    inside = [name for name in names if name == module or name.endswith(f".{module}")]
+    return f"{inside[0]}{colon}{side}" if module and inside else None
 
 
 def _gram(feature: Tensor) -> Tensor:

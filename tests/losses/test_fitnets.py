@@ -169,3 +169,14 @@ def test_errors() -> None:
         FitNetsLoss((3, 4, 4))
     with pytest.raises(ValueError, match="variant must be one of 'repdistiller', 'paper'"):
         hint_loss(student, student, variant="authors")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("axes", [(), (5,)])
+def test_features_with_fewer_axes_than_a_map(axes):
+    torch.manual_seed(0)
+    loss = FitNetsLoss((4, *axes), (3, *axes))
+    wide = FitNetsLoss((4, *axes, *[1] * (2 - len(axes))), (3, *axes, *[1] * (2 - len(axes))))
+    wide.load_state_dict(loss.state_dict())
+    student, teacher = torch.randn(6, 4, *axes), torch.randn(6, 3, *axes)
+    as_maps = [x.reshape(*x.shape, *[1] * (4 - x.dim())) for x in (student, teacher)]
+    assert torch.equal(loss(student, teacher), wide(*as_maps))

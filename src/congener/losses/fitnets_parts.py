@@ -22,8 +22,9 @@ class ConvProjector(nn.Module):
     1 + difference, 1×1 for maps of one size.
 
     Args:
-        student_shape: (channels, height, width) of the student's map.
-        teacher_shape: (channels, height, width) of the teacher's map.
+        student_shape: (channels, height, width) of the student's map; (channels, length) or
+            (channels,) of a feature with fewer axes.
+        teacher_shape: of the teacher's map, with as many axes.
         relu: whether ReLU comes last, as for a hint after an activation.
         scope: whose batch the normalisation is over: ``"global"``, of all processes.
 
@@ -44,11 +45,16 @@ class ConvProjector(nn.Module):
         cut = isinstance(self.conv, nn.Conv2d) and self.conv.stride == (1, 1)
         self.least = self.conv.kernel_size if cut else (1, 1)
         self.bn = BatchNorm(teacher_shape[0], scope=scope)
-        self.relu = relu
+        self.relu, self.axes = relu, 1 + len(student_shape)
 
     def forward(self, student_feature: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Project (batch, channels, height, width), whatever the masked rows hold."""
-        channels = self.conv.in_channels
+        """Project (batch, channels, height, width), whatever the masked rows hold.
+
+        Axes that are missing have one position, and are missing in the result.
+        """
+        channels, few = self.conv.in_channels, student_feature.dim() == self.axes < 4
+        if few:
+            student_feature = student_feature[(..., *[None] * (4 - self.axes))]
         check_channels("student_feature", student_feature, channels, mask, is_map=True)
         height, width = student_feature.shape[2:]
         if height < self.least[0] or width < self.least[1]:
@@ -58,7 +64,8 @@ class ConvProjector(nn.Module):
             )
         convolved = project(self.conv, student_feature, mask, channels=channels)
         projected: Tensor = self.bn(convolved, mask)
-        return torch.relu(projected) if self.relu else projected
+        projected = torch.relu(projected) if self.relu else projected
+        return projected.flatten(self.axes - 1) if few else projected
 
     def extra_repr(self) -> str:
         """Name the settings."""
@@ -88,16 +95,18 @@ def projector_between(
 def _convolution(
     student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]
 ) -> nn.Conv2d | nn.ConvTranspose2d:
-    if not len(student_shape) == len(teacher_shape) == 3:
+    if not 1 <= len(student_shape) == len(teacher_shape) <= 3:
         raise ShapeError(
             f"student_shape {student_shape} and teacher_shape {teacher_shape} must be (channels, "
-            "height, width) of one sample; leave the batch size out."
+            "height, width) of one sample, or fewer axes of both; leave the batch size out."
         )
+    missing = (1,) * (3 - len(student_shape))
+    student_shape, teacher_shape = student_shape + missing, teacher_shape + missing
     channels, sizes = (student_shape[0], teacher_shape[0]), (student_shape[1:], teacher_shape[1:])
     pairs = list(zip(*sizes, strict=True))
-    if all(mine == 2 * theirs for mine, theirs in pairs):
+    if all(mine == 2 * theirs for mine, theirs in pairs) and not missing:
         return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1)
-    if all(2 * mine == theirs for mine, theirs in pairs):
+    if all(2 * mine == theirs for mine, theirs in pairs) and not missing:
         return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1)
     if all(mine >= theirs for mine, theirs in pairs):
         height, width = (1 + mine - theirs for mine, theirs in pairs)
