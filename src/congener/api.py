@@ -5,7 +5,7 @@ Both build a :class:`congener.recipe.Recipe` and hand it to the same runner, as 
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,8 @@ from torch.utils.data import (
 )
 
 from congener.assembly import Assembly
-from congener.errors import DataError
+from congener.errors import DataError, RecipeError
+from congener.planning import plan
 from congener.recipe import AnyTerm, Recipe, load_recipe, parse_recipe
 from congener.report import write_report
 from congener.runlog import Event
@@ -30,7 +31,7 @@ from congener.runner import Run, execute, load_student
 from congener.task import Task
 from congener.types import Term
 
-__all__ = ["Distilled", "distill", "run", "validate"]
+__all__ = ["Distilled", "as_recipe", "describe", "distill", "run", "validate"]
 
 
 class Distilled(NamedTuple):
@@ -68,7 +69,7 @@ def run(
     Raises:
         CongenerError: whatever does not fit, in one sentence.
     """
-    recipe = _described(recipe, overrides)
+    recipe = as_recipe(recipe, overrides)
     folder = Path("runs") / recipe.name if out is None else Path(out)
     finished = execute(
         recipe, folder, resume=resume, trust=trust, observers=observers, command=command
@@ -86,7 +87,7 @@ def validate(
     Raises:
         CongenerError: the first thing that does not fit.
     """
-    Assembly(_described(recipe), trust).check()
+    Assembly(as_recipe(recipe), trust).check()
 
 
 def distill(
@@ -95,7 +96,7 @@ def distill(
     train: Task | Dataset[Any] | DataLoader[Any] | str | Mapping[str, Any],
     val: Dataset[Any] | DataLoader[Any] | None = None,
     *,
-    terms: Sequence[AnyTerm | Mapping[str, Any]] = (),
+    terms: Sequence[AnyTerm | Mapping[str, Any]] | Literal["auto"] = (),
     system: str | Mapping[str, Any] | None = None,
     task_weight: float = 1.0,
     alone: bool = False,
@@ -115,7 +116,8 @@ def distill(
             set and the batch size are taken; the order is the engine's, so that a run can be
             resumed, and a loader with a sampler or a ``collate_fn`` of its own is refused.
         val: the set to evaluate on; needed with a data set of yours.
-        terms: :class:`congener.Term` objects, or mappings as in a recipe.
+        terms: :class:`congener.Term` objects, or mappings as in a recipe; ``"auto"``: what
+            :func:`congener.plan` chooses for the two networks.
         system: instead of terms, a system by name, or a mapping of its ``name`` and arguments.
         task_weight: weight of the supervised loss.
         alone: also train the student without the teacher, for comparison.
@@ -130,34 +132,84 @@ def distill(
     Raises:
         CongenerError: whatever does not fit, in one sentence.
     """
-    if isinstance(train, DataLoader):
-        settings.setdefault("batch_size", train.batch_size or 64)
-        settings.setdefault("drop_last", train.drop_last)
-    classes = _classes([teacher, student], train)
-    recipe = parse_recipe(
-        {
-            "name": "distill" if out is None else Path(out).resolve().name,
-            "task": _task(train, val, classes),
-            "teacher": teacher,
-            "student": student,
-            "terms": (terms,) if isinstance(terms, Term) else tuple(terms),
-            "system": system,
-            "task_weight": task_weight,
-            "alone": alone or not (terms or system),
-            "train": settings,
-            "seeds": tuple(seeds),
-        }
-    )
+    recipe = describe(
+        student, teacher, train, val,
+        terms=terms, system=system, task_weight=task_weight, alone=alone, seeds=seeds,
+        name="distill" if out is None else Path(out).resolve().name, **settings,
+    )  # fmt: skip
     finished = run(recipe, out=out, resume=resume)
     arm = next(iter(recipe.contenders), "alone")
     trained = load_student(recipe, finished.folder, arm, recipe.seeds[0])
     return Distilled(trained, finished)
 
 
-def _described(
+def describe(
+    student: nn.Module | str | Mapping[str, Any],
+    teacher: nn.Module | Mapping[str, Any] | None,
+    train: Task | Dataset[Any] | DataLoader[Any] | str | Mapping[str, Any],
+    val: Dataset[Any] | DataLoader[Any] | None = None,
+    *,
+    terms: Sequence[AnyTerm | Mapping[str, Any]] | Literal["auto"] = (),
+    system: str | Mapping[str, Any] | None = None,
+    task_weight: float = 1.0,
+    alone: bool = False,
+    seeds: Sequence[int] = (0,),
+    name: str = "distill",
+    **settings: Any,
+) -> Recipe:
+    """The recipe of :func:`distill`, which takes the same arguments, without running it.
+
+    Raises:
+        CongenerError: whatever does not fit, in one sentence.
+    """
+    if isinstance(train, DataLoader):
+        settings.setdefault("batch_size", train.batch_size or 64)
+        settings.setdefault("drop_last", train.drop_last)
+    classes = _classes([teacher, student], train)
+    described = {
+        "name": name,
+        "task": _task(train, val, classes),
+        "teacher": teacher,
+        "student": student,
+        "system": system,
+        "train": settings,
+        "seeds": tuple(seeds),
+    }
+    if isinstance(terms, str):
+        terms = _planned(terms, parse_recipe(described))
+    more = {
+        "terms": (terms,) if isinstance(terms, Term) else tuple(terms),
+        "task_weight": task_weight,
+        "alone": alone or not (terms or system),
+    }
+    return parse_recipe(described | more)
+
+
+def _planned(word: str, recipe: Recipe) -> list[dict[str, Any]]:
+    """The terms that the plan chooses for the networks of a recipe, as a recipe writes them."""
+    if word != "auto" or recipe.teacher is None:
+        raise RecipeError(
+            f"terms={word!r} should be 'auto', with a teacher, or a list of terms, as in "
+            "terms=[{'loss': 'kd'}]."
+        )
+    assembly = Assembly(recipe)
+    student, teacher = assembly.student(recipe.seeds[0]), assembly.teacher()
+    assert teacher is not None
+    found = plan(student, teacher, assembly.sample(2), task=assembly.task, losses=())
+    return [
+        {"loss": p.loss, "weight": p.weight, "student": p.student, "teacher": p.teacher}
+        for p in found.chosen
+    ]
+
+
+def as_recipe(
     recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """A recipe from whatever describes it."""
+    """A recipe from whatever describes it: itself, plain values, or a file with overrides.
+
+    Raises:
+        RecipeError: whatever does not fit, in one sentence.
+    """
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, str | Path):

@@ -1,0 +1,126 @@
+"""Faults of the data and of what earlier runs left."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from congener.engine.feed import epoch_batches, evaluation_batches, size
+from congener.engine.stages import stage_path
+from congener.preflight.finding import Finding, Patient
+from congener.system import System
+from congener.types import Batch
+
+__all__ = ["examine_data", "examine_stages"]
+
+MOST = 10_000  # samples of each set that are compared
+
+
+def examine_data(patient: Patient) -> Iterator[Finding]:
+    """Everything that can be wrong with the data, whatever is trained on them."""
+    yield from _order(patient)
+    yield from _leak(patient)
+    yield from _classes(patient)
+
+
+def examine_stages(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
+    """Results that an earlier run kept, and that belong to something else."""
+    folder = patient.out / "stages"
+    if not folder.is_dir():
+        return
+    for stage in system.stages():
+        wanted = stage_path(folder, stage, patient.task, patient.recipe.train)
+        others = [p for p in folder.glob(f"{stage.name}-*.safetensors") if p != wanted]
+        if others and not wanted.exists():
+            yield Finding(
+                "stale_cache", f"{arm}, stage {stage.name!r}",
+                "What is kept of an earlier run was made with other networks, data or settings.",
+                f"{others[0].name} is there, {wanted.name} is expected.",
+                f"Remove {folder}, or name another run folder; it will be made anew.",
+            )  # fmt: skip
+
+
+def _first_batch(patient: Patient) -> Batch:
+    config = patient.recipe.train
+    return next(
+        epoch_batches(
+            patient.task, patient.task.splits["train"], batch_size=config.batch_size, seed=0,
+            epoch=0, first=0, last=1, share=(0, 1), workers=0,
+        )
+    )  # fmt: skip
+
+
+def _order(patient: Patient) -> Iterator[Finding]:
+    first, again = _first_batch(patient), _first_batch(patient)
+    differ = [
+        key
+        for key, value in first.items()
+        if isinstance(value, Tensor) and not torch.equal(value, again[key])
+    ]
+    if differ:
+        yield Finding(
+            "random_data", "task",
+            "The data set gives other samples each time it is asked for the same ones.",
+            f"two readings of the first batch of seed 0 differ in {', '.join(differ)}.",
+            "Draw random numbers from torch's, NumPy's or Python's global generator, which are "
+            "seeded for each sample, or in prepare().",
+        )  # fmt: skip
+
+
+def _leak(patient: Patient) -> Iterator[Finding]:
+    splits = patient.task.splits
+    test = _hashes(patient, "test")
+    for split in splits:
+        if split == "test":
+            continue
+        common = _hashes(patient, split) & test
+        if len(common) > max(2, len(test) // 1000):
+            yield Finding(
+                "leak", f"task, {split}",
+                f"Samples of the test set are in the {split} set.",
+                f"{len(common)} of {len(test)} test samples occur there, bit for bit.",
+                "Divide the data anew, without duplicates between the parts.",
+            )  # fmt: skip
+
+
+def _hashes(patient: Patient, split: str) -> set[bytes]:
+    """What samples contain, apart from labels and ids."""
+    from torch.utils.data import Subset
+
+    data = patient.task.splits[split]
+    kept: Any = data if size(data) <= MOST else Subset(data, list(range(MOST)))
+    found: set[bytes] = set()
+    for batch in evaluation_batches(patient.task, kept, batch_size=512, share=(0, 1), workers=0):
+        parts = [
+            value.contiguous().flatten(1).view(torch.uint8).numpy()
+            for key, value in sorted(batch.items())
+            if isinstance(value, Tensor) and key not in ("labels", "index") and value.ndim > 1
+        ]
+        for rows in zip(*parts, strict=True):
+            digest = hashlib.blake2b(digest_size=16)
+            for row in rows:
+                digest.update(row.tobytes())
+            found.add(digest.digest())
+    return found
+
+
+def _classes(patient: Patient) -> Iterator[Finding]:
+    """Labels that leave the first or the last class of the head empty."""
+    classes = len(patient.task.class_names)
+    train = patient.task.splits["train"]
+    labels = getattr(train, "labels", None)
+    if not isinstance(labels, Tensor) or classes < 3:
+        return
+    known = labels[labels >= 0]
+    counts = torch.bincount(known, minlength=classes)
+    empty = [k for k in (0, classes - 1) if len(known) >= 20 * classes and counts[k] == 0]
+    if empty:
+        yield Finding(
+            "labels_off_by_one", "task",
+            "The labels may be off by one.",
+            f"among {len(known)} labelled samples none has class {empty[0]}, of {classes}; they "
+            f"run from {int(known.min())} to {int(known.max())}.",
+            "Number the classes from 0, and give the head as many outputs as there are classes.",
+        )  # fmt: skip

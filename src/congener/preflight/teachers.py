@@ -1,0 +1,199 @@
+"""Faults of the teacher: its mode, its weights, its inputs, its classes."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from congener.engine.feed import evaluation_batches
+from congener.preflight.finding import Finding, Patient, without_trace
+from congener.teachers import FrozenTeacher, fingerprint
+from congener.types import Batch
+
+__all__ = ["examine_teacher"]
+
+SAMPLES = 512  # test samples that the teacher's figures are taken on
+CLOSE = 1e-3  # relative; what rounding may differ by
+
+
+def examine_teacher(patient: Patient) -> Iterator[Finding]:
+    """Everything that can be wrong with the teacher itself."""
+    if patient.teacher is None:
+        return
+    steady = True
+    for finding in _mode(patient, patient.teacher):
+        steady = False
+        yield finding
+    yield from _inputs(patient, patient.teacher)
+    if patient.taught and steady:
+        yield from _knowledge(patient, patient.teacher)
+
+
+def _mode(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
+    frozen = FrozenTeacher(teacher, patient.task)
+    before = fingerprint(teacher)
+    first = frozen(patient.batch).logits
+    again = frozen(patient.batch).logits
+    half = {
+        key: value[: max(1, len(first) // 2)] if torch.is_tensor(value) else value
+        for key, value in patient.batch.items()
+    }
+    alone = frozen(half).logits
+    if fingerprint(teacher) != before:
+        yield Finding(
+            "teacher_drifts", "teacher",
+            "The teacher changes while it teaches: its statistics move although it is frozen.",
+            "its parameters and buffers differ after two forwards in evaluation mode.",
+            "Let its normalisation layers obey eval(), or save it with fixed statistics.",
+        )  # fmt: skip
+        return
+    alive = [n for n, module in teacher.named_modules() if module.training and n]
+    if _distance(first, again) > CLOSE:
+        yield Finding(
+            "teacher_random", "teacher",
+            "The teacher answers the same batch differently each time, as in training mode.",
+            f"two forwards differ by {_distance(first, again):.2g} of their size"
+            + (f"; in training mode: {', '.join(alive[:3])}." if alive else "."),
+            "Put it in evaluation mode: dropout must obey eval().",
+        )  # fmt: skip
+    elif _distance(first[: len(alone)], alone) > CLOSE:
+        yield Finding(
+            "teacher_by_batch", "teacher",
+            "The teacher's answer to a sample depends on the others in the batch, as in training "
+            "mode.",
+            f"half of a batch is answered differently by "
+            f"{_distance(first[: len(alone)], alone):.2g} of its size.",
+            "Put it in evaluation mode: BatchNorm must use its running statistics.",
+        )  # fmt: skip
+
+
+def _inputs(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
+    """Student and teacher must look at the same thing, up to brightness and contrast."""
+    student = patient.assembly.student(patient.recipe.seeds[0])
+    seen = [_seen_by(patient, network) for network in (student, teacher)]
+    if any(x is None for x in seen) or seen[0].shape[0] != seen[1].shape[0]:  # type: ignore[union-attr]
+        return
+    mine, theirs = (x.double().flatten(1) for x in seen if x is not None)
+    if mine.shape != theirs.shape:
+        return  # another size: the preprocessing of another network
+    mine, theirs = (x - x.mean(1, keepdim=True) for x in (mine, theirs))
+    alike = nn.functional.cosine_similarity(mine, theirs, dim=1)
+    if float(alike.min()) < 0.98:
+        yield Finding(
+            "inputs_differ", "task",
+            "Student and teacher see different versions of the same sample.",
+            f"the correlation of what reaches them is {float(alike.min()):.2f} for the worst.",
+            "Augment once, in prepare(), not in call(), so that both see the same view.",
+        )  # fmt: skip
+
+
+def _seen_by(patient: Patient, network: nn.Module) -> Tensor | None:
+    held: list[Tensor] = []
+
+    def look(_module: nn.Module, args: tuple[object, ...]) -> None:
+        held.extend(arg.detach().clone() for arg in args[:1] if isinstance(arg, Tensor))
+
+    handle = network.register_forward_pre_hook(look)
+    try:
+        patient.logits(network, without_trace(patient.batch))
+    finally:
+        handle.remove()
+    return held[0] if held and held[0].is_floating_point() else None
+
+
+def _knowledge(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
+    batch = _known(patient)
+    labels = batch["labels"]
+    if not len(labels) or not len(patient.task.class_names):
+        return
+    logits = patient.logits(teacher, batch)
+    classes = logits.shape[1]
+    right = float((logits.argmax(1) == labels).float().mean())
+    chance = float(torch.bincount(labels, minlength=classes).max()) / len(labels)
+    noise = 4 * (max(right, chance) * (1 - chance) / len(labels)) ** 0.5
+    order, reordered = _best_order(logits, labels)
+    if reordered > right + noise and reordered > 2 * right:
+        shift = (order - np.arange(classes)) % classes
+        same = int(shift[0]) if (shift == shift[0]).all() else None
+        moved = "by one" if same in (1, classes - 1) else f"by {same}"
+        yield Finding(
+            "classes_off_by_one" if same in (1, classes - 1) else "classes_permuted", "teacher",
+            f"The teacher's classes are shifted {moved} against the data's." if same is not None
+            else "The teacher numbers the classes in another order than the data does.",
+            f"accuracy {right:.2f} as it is, {reordered:.2f} with its outputs in the order "
+            f"{order.tolist()}.",
+            "Reorder the rows of its classifier, or the labels, to one order.",
+        )  # fmt: skip
+        return
+    best, name = max(_otherwise(patient, teacher, batch))
+    if best > right + noise + 0.1:
+        yield Finding(
+            "wrong_normalisation", "teacher",
+            "The teacher gets images in another range than it was trained on.",
+            f"accuracy {right:.2f} as it is, {best:.2f} with images {name}.",
+            "Give it its own mean and std (`preprocessing` of the teacher).",
+        )  # fmt: skip
+    elif right < chance + noise:
+        yield Finding(
+            "teacher_at_chance", "teacher",
+            "The teacher knows no more than a guess.",
+            f"accuracy {right:.2f} on {len(labels)} test samples, where the most frequent class "
+            f"has {chance:.2f}.",
+            "Check its checkpoint, or train it (`train` of the teacher).",
+        )  # fmt: skip
+
+
+def _known(patient: Patient) -> Batch:
+    """Labelled test samples, spread over the set."""
+    from torch.utils.data import Subset
+
+    test = patient.task.splits["test"]
+    count = len(test)  # type: ignore[arg-type]
+    places = torch.linspace(0, count - 1, min(count, SAMPLES)).long().tolist()
+    raw = next(
+        evaluation_batches(
+            patient.task, Subset(test, places), batch_size=len(places), share=(0, 1), workers=0
+        )
+    )
+    batch = patient.task.prepare(raw, train=False, seed=0, epoch=0)
+    known = batch["labels"] >= 0
+    return {k: v[known] if torch.is_tensor(v) else v for k, v in batch.items()}
+
+
+def _best_order(
+    logits: Tensor, labels: Tensor
+) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", float]:
+    """Which class of the data each output stands for, if accuracy is to be largest."""
+    classes = logits.shape[1]
+    counts = torch.zeros(classes, classes)
+    counts.index_put_((logits.argmax(1), labels), torch.ones(len(labels)), accumulate=True)
+    rows, columns = linear_sum_assignment(-counts.numpy())
+    return columns, float(counts[rows, columns].sum()) / len(labels)
+
+
+def _otherwise(patient: Patient, teacher: nn.Module, batch: Batch) -> Iterator[tuple[float, str]]:
+    """The teacher's accuracy on images in the ranges that networks are commonly trained on."""
+    images = batch.get("image")
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        yield 0.0, "as they are"
+        return
+    axes = [axis for axis in range(images.ndim) if axis != 1]
+    low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
+    unit = (images - low) / (high - low).clamp(min=1e-12)
+    mean, std = unit.mean(axes, keepdim=True), unit.std(axes, keepdim=True).clamp(min=1e-6)
+    ranges: dict[str, Callable[[], Tensor]] = {
+        "between 0 and 1": lambda: unit,
+        "between 0 and 255": lambda: 255 * unit,
+        "between -1 and 1": lambda: 2 * unit - 1,
+        "of mean 0 and standard deviation 1": lambda: (unit - mean) / std,
+        "normalised as ImageNet": lambda: (unit - 0.449) / 0.226,
+    }
+    for name, make in ranges.items():
+        logits = patient.logits(teacher, dict(batch) | {"image": make()})
+        yield float((logits.argmax(1) == batch["labels"]).float().mean()), name
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / a.norm().clamp(min=1e-12))
