@@ -83,7 +83,18 @@ def shortened(path: Path, files: Callable[[str], Path]) -> Recipe:
         overrides += [f"{part}.{key}={value}" for key, value in settings.items()]
     if recipe.train.labelled_per_batch:
         overrides.append("train.labelled_per_batch=2")
+    if recipe.train.sampler == "class_uniform":
+        overrides.append("train.per_class=2")
+    if recipe.train.sampler == "superclass_uniform":  # black images are all of one cluster
+        overrides.append("train.sampler=shuffle")
     data = data_of(recipe)
+    for name, arm in recipe.contenders.items():
+        if arm.system is not None and arm.system.arguments.get("head"):  # SSKD's stage
+            overrides.append(f"arms.{name}.system.head={{steps: 2}}")
+        for position, term in enumerate(arm.terms):
+            if term.loss.name == "crd" and data in TRAIN and TRAIN[data] < 1000:
+                overrides.append(f"arms.{name}.terms.{position}.loss.samples={TRAIN[data]}")
+                overrides.append(f"arms.{name}.terms.{position}.loss.negatives=16")
     if data in TRAIN:
         overrides.append(f"task.data.root={json.dumps(str(files(data)))}")
     return load_recipe(path, overrides)

@@ -134,7 +134,7 @@ def _survey(
 
     def batches() -> Iterator[Batch]:
         for raw in evaluation_batches(
-            task, data, batch_size=config.batch_size, share=share, workers=config.workers
+            task, data, batch_size=max(config.batch_size, 256), share=share, workers=config.workers
         ):
             batch = to_device(raw, accelerator.device)
             yield task.prepare(batch, train=False, seed=0, epoch=0)
