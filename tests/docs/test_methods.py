@@ -41,6 +41,13 @@ def test_page_is_what_the_code_says(entry: Any) -> None:
     assert unmeasured(written) == unmeasured(stored), "run make docs"
 
 
+def test_the_page_of_systems_is_what_the_code_says() -> None:
+    systems = [entry for entry in entries() if entry.kind == "system"]
+    stored = (ROOT / "docs" / "systems.md").read_text(encoding="utf-8")
+    assert generator().systems_page(systems) == stored, "run make docs"
+    assert all(f"## {entry.name}" in stored for entry in systems)
+
+
 def test_the_table_has_every_loss_and_no_other() -> None:
     text = (ROOT / "docs" / "methods" / "README.md").read_text(encoding="utf-8")
     names = re.findall(r"^\| \[(\w+)\]", text, re.MULTILINE)
