@@ -35,7 +35,7 @@ types: $(READY)
 # constraints.txt holds the versions that the tests and the quoted figures were made with.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e '.[image,dev]'
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e '.[image,transformers,bench,dev]'
 	touch $@
 
 clean:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from congener.api import Distilled as Distilled
+    from congener.api import describe as describe
     from congener.api import distill as distill
     from congener.api import run as run
     from congener.api import validate as validate
     from congener.engine import FitConfig as FitConfig
     from congener.engine import fit as fit
     from congener.errors import CongenerError as CongenerError
+    from congener.planning import plan as plan
+    from congener.preflight import doctor as doctor
     from congener.recipe import Recipe as Recipe
     from congener.recipe import load_recipe as load_recipe
     from congener.runner import Run as Run
@@ -33,9 +36,12 @@ _HOMES = {
     "Run": "congener.runner",
     "Taps": "congener.taps",
     "Term": "congener.types",
+    "describe": "congener.api",
     "distill": "congener.api",
+    "doctor": "congener.preflight",
     "fit": "congener.engine",
     "load_recipe": "congener.recipe",
+    "plan": "congener.planning",
     "run": "congener.api",
     "validate": "congener.api",
 }

@@ -20,12 +20,13 @@ from congener.catalogue import losses_by_name, systems_by_name
 from congener.engine import (
     FitConfig,
     check_groups,
+    check_stage,
     load_weights,
     process_state,
     steps_per_epoch,
 )
 from congener.engine.feed import evaluation_batches, size
-from congener.errors import CongenerError, DataError, RecipeError
+from congener.errors import CongenerError, DataError, RecipeError, did_you_mean
 from congener.naming import accepted_names, bind, resolve
 from congener.planning import fill_widths, lacks_widths, plan
 from congener.recipe import (
@@ -37,9 +38,10 @@ from congener.recipe import (
     TeacherSpec,
     TermSpec,
 )
-from congener.system import FitStage, System
+from congener.system import System
 from congener.systems import Distillation
 from congener.systems.probe import probe
+from congener.taps import bare
 from congener.task import Task
 from congener.teachers import bridge
 from congener.types import Batch, Progress, Term
@@ -92,13 +94,12 @@ class Assembly:
         for name, arm in self.recipe.all_arms.items():
             with _at(self.recipe, "train"):
                 self._check_training(self.recipe.train, distilled=bool(arm.terms or arm.system))
-            source = deepcopy(student) if arm.learns_from else teacher
-            system = self.system(name, student, source)
-            # What awaits a stage cannot run yet; what is fitted in the stage can.
-            first = [stage.system for stage in system.stages() if isinstance(stage, FitStage)]
+            system = self.sketch(name, teacher)
+            config, stages = self.recipe.train, system.stages()
             with _at(self.recipe, "arms", name), torch.no_grad():
-                for each in first if system.stages() else [system]:
-                    each.eval()(batch, Progress(0, 1, 0))
+                ready = [check_stage(stage, self.task, config, batch) for stage in stages]
+                if all(ready):
+                    system.eval()(batch, Progress(0, 1, 0))
 
     def sample(self, count: int, *, train: bool = False) -> Batch:
         """The first samples of the test set, prepared; with ``train`` as for training."""
@@ -126,13 +127,35 @@ class Assembly:
         with _at(self.recipe, "teacher"):
             return self._model(spec)
 
+    def sketch(self, arm: str, teacher: nn.Module | None) -> System:
+        """The system of an arm before anything is trained: what its sources export is untrained.
+
+        Raises:
+            RecipeError: an arm that starts from a network of another kind than the student.
+        """
+        described, seed = self.recipe.all_arms[arm], self.recipe.seeds[0]
+        asked = teacher
+        if described.learns_from is not None:
+            asked = self.sketch(described.learns_from, teacher).student
+        student = self.student(seed)
+        if described.starts_from is not None:
+            start = self.sketch(described.starts_from, teacher).student
+            if _shapes(start) != _shapes(student):
+                place = self.recipe.place("arms", arm, "starts_from")
+                raise RecipeError(
+                    f"{place}: the arm {arm!r} cannot start from {described.starts_from!r}, which "
+                    f"exports another network ({type(start).__name__}) than the recipe's "
+                    "`student`; start from an arm that exports the student, or from none."
+                )
+        return self.system(arm, student, asked)
+
     def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> System:
         """The system that trains an arm."""
         described = self.recipe.all_arms[arm]
         if described.system is not None:
             key = ("arms", arm, "system") if self.recipe.arms else ("system",)
             with _at(self.recipe, *key):
-                return self._system(described.system, student, teacher)
+                return self._system(described.system, student, teacher, described.learns_from)
         key = ("arms", arm, "terms") if self.recipe.arms else ("terms",)
         terms = []
         for position, term in enumerate(described.terms):
@@ -148,16 +171,27 @@ class Assembly:
                 teachers=self._teachers,
             )
 
-    def _system(self, spec: SystemSpec, student: nn.Module, teacher: nn.Module | None) -> System:
+    def _system(
+        self,
+        spec: SystemSpec,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        learns_from: str | None,
+    ) -> System:
         build = resolve("system", spec.name, systems_by_name(), trust=self._trust)
         own = {"student": student, "teacher": teacher, "task": self.task}
         for key in own.keys() & spec.arguments.keys():
             raise RecipeError(f"The system {spec.name!r} gets its {key} from the recipe's `{key}`.")
         if build is Distillation:
             raise RecipeError("The system 'distillation' is what `terms` make; list terms instead.")
-        if teacher is None and accepted_names(build).get("teacher"):
+        needs_teacher = accepted_names(build).get("teacher")
+        if teacher is None and needs_teacher:
             raise RecipeError(
                 f"The system {spec.name!r} needs a `teacher` to distil from; name one."
+            )
+        if learns_from and not needs_teacher:
+            raise RecipeError(
+                f"The system {spec.name!r} has no teacher, so `learns_from` has no use; remove it."
             )
         arguments = bind("system", spec.name, build, spec.arguments, defaults=own)
         try:
@@ -264,8 +298,13 @@ class Assembly:
     def _settle(self, term: TermSpec, student: nn.Module, teacher: nn.Module) -> TermSpec:
         """The term with its taps and its loss' widths, the same for all fits of its arm."""
         asked = teacher if term.of is None else self._teachers.get(term.of)
-        if asked is None:
+        if asked is None and term.taps is None:
             return term  # the system says which teachers there are
+        if asked is None:
+            raise RecipeError(
+                f"The term learns of a teacher {term.of!r} that is not there; "
+                f"{did_you_mean(str(term.of), self._teachers)}"
+            )
         build = resolve("loss", term.loss.name, losses_by_name(), trust=self._trust)
         if term.taps is not None:
             sample = self.sample(2)
@@ -342,6 +381,10 @@ def _pack(name: str) -> type[Task]:
     module = importlib.import_module(f"congener.tasks.{name}")
     public = [getattr(module, attribute) for attribute in module.__all__]
     return next(thing for thing in public if inspect.isclass(thing) and issubclass(thing, Task))
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in bare(network).state_dict().items()}
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from congener.cli_plan import plan
 from congener.errors import (
     CongenerError,
     Interrupted,
@@ -46,6 +49,9 @@ Overrides = Annotated[
 ]
 
 
+app.command()(plan)
+
+
 def main() -> None:
     """Run the command; whatever a user can mend is one sentence and exit code 2."""
     try:
@@ -59,6 +65,22 @@ def _say_once(words: str) -> None:
     """Print to stderr, once: of several processes, the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
         Console(stderr=True, soft_wrap=True).print(words)
+
+
+@contextmanager
+def _resumable(folder: Path, command: list[str]) -> Iterator[None]:
+    """Say after Ctrl-C how to go on, and exit as an interrupted command does."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        saved = (
+            "the checkpoint is saved" if isinstance(error, Interrupted) else "what was done stays"
+        )
+        if any(folder.glob("**/recipe.yaml")):
+            _say_once(f"Stopped; {saved}. Go on with:\n  {shlex.join(command)} --resume")
+        else:
+            _say_once("Stopped before the run began; nothing was written.")
+        sys.exit(130)
 
 
 @app.command()
@@ -78,22 +100,11 @@ def run(
     folder = out or Path("runs") / described.name
     fresh = ["congener", "run", recipe, *(overrides or []), "--out", str(folder)]
     fresh += [word for package in trust or [] for word in ("--trust", package)]
-    progress = _Progress()
-    try:
-        with progress:
-            finished = api.run(
-                described, out=folder, resume=resume, trust=trust or [],
-                observers=(progress.observe,), command=shlex.join(fresh),
-            )  # fmt: skip
-    except KeyboardInterrupt as error:
-        saved = (
-            "the checkpoint is saved" if isinstance(error, Interrupted) else "what was done stays"
-        )
-        if (folder / "recipe.yaml").exists():
-            _say_once(f"Stopped; {saved}. Go on with:\n  {shlex.join(fresh)} --resume")
-        else:
-            _say_once("Stopped before the run began; nothing was written.")
-        sys.exit(130)
+    with _resumable(folder, fresh), _Progress() as progress:
+        finished = api.run(
+            described, out=folder, resume=resume, trust=trust or [],
+            observers=(progress.observe,), command=shlex.join(fresh),
+        )  # fmt: skip
     if finished.metrics:
         _print_table(folder)
         Console(soft_wrap=True).print(f"The report is in {folder / 'report.html'}")
@@ -115,10 +126,67 @@ def validate(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Write the report of a run anew, and print its table."""
-    from congener.report import write_report
+def doctor(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/RECIPE.")] = None,
+    trust: Trust = None,
+) -> None:
+    """Find what would silently ruin a run, in seconds, before anything is trained."""
+    from congener.preflight import doctor as examine
+    from congener.recipe import load_recipe
 
+    described = load_recipe(_recipe_path(recipe), overrides or [])
+    findings = examine(described, out=out, trust=trust or [])
+    console = Console(highlight=False, soft_wrap=True)
+    for finding in findings:
+        console.print(f"[bold red]{finding.name}[/]  {escape(finding.where)}")
+        console.print(f"  {escape(finding.what)}")
+        console.print(f"  measured: {escape(finding.measured)}")
+        console.print(f"  [bold]{escape(finding.fix)}[/]")
+    if findings:
+        sys.exit(1)
+    console.print(f"{escape(recipe)}: nothing found.")
+
+
+@app.command()
+def bench(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes of one task, teacher and student.")],
+    out: Annotated[Path, typer.Option(help="Where the runs go.")] = Path("runs/bench"),
+    records: Annotated[Path, typer.Option(help="Where the records go.")] = Path("records"),
+    holdout: Annotated[int, typer.Option(help="Training samples to tune on.")] = 500,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --out.")] = False,
+    trust: Trust = None,
+) -> None:
+    """Compare methods fairly: a tuned student alone, controls, the same seeds; leave records."""
+    from congener.bench import bench as compare
+    from congener.recipe import load_recipe
+
+    words = ["congener", "bench", *recipes, "--out", str(out)]
+    words += ["--records", str(records), "--holdout", str(holdout)]
+    words += [word for package in trust or [] for word in ("--trust", package)]
+    described = [load_recipe(_recipe_path(recipe), []) for recipe in recipes]
+    with _resumable(out, words), _Progress() as progress:
+        found = compare(
+            described, out=out, records=records, holdout=holdout, resume=resume,
+            trust=trust or [], observers=(progress.observe,), command=shlex.join(words),
+        )  # fmt: skip
+    for record in found:
+        print(record.folder)  # noqa: T201
+    if found:
+        Console(soft_wrap=True).print(f"The records are in {records / 'index.html'}")
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a folder of records.")],
+) -> None:
+    """Write the report of a run anew, and print its table; or the page of records."""
+    from congener.report import holds_records, write_records, write_report
+
+    if holds_records(folder):
+        Console(soft_wrap=True).print(f"The records are in {write_records(folder)}")
+        return
     page = write_report(folder)
     _print_table(folder)
     Console(soft_wrap=True).print(f"The report is in {page}")
@@ -384,8 +452,9 @@ class _Progress:
         elif kind == "machine" and event["processes"] > 1:
             self._console.print(f"{event['processes']} processes on {event['device']}")
         elif kind == "fit_finished":
-            metric = next(iter(event["best"]))  # the task's headline figure
-            line = f"{_short(event['fit']):>14}  {metric} {event['metrics'][metric]:.4f}"
+            line = f"{_short(event['fit']):>14}"
+            for metric in event["best"].keys() - {"step"}:  # the task's headline figure
+                line += f"  {metric} {event['metrics'][metric]:.4f}"
             self._console.print(Text(f"{line}  ({event['seconds']:.0f} s)"))
             if self._task is not None:
                 self._bar.remove_task(self._task)

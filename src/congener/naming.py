@@ -16,7 +16,8 @@ KINDS = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "finite_number": "a "
     "finite number", "string": "text", "path": "a path", "tuple": "a list, as in [0, 1]",
     "list": "a list, as in [0, 1]", "sequence": "a list, as in [0, 1]", "dict": "a mapping of "
-    "names to values", "model": "a mapping of names to values",
+    "names to values", "model": "a mapping of names to values", "unexpected_keyword_argument":
+    "no key of that name", "dataclass": "'own', or a mapping of mean, std and size",
 }  # fmt: skip
 """What a value should have been, by the kind of pydantic's error."""
 

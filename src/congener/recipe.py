@@ -69,13 +69,8 @@ def _record(value: Any) -> Any:
 
 def _folder(name: str) -> str:
     """A name that a folder can have, and that leads nowhere else."""
-    if (
-        not name
-        or name[0] == "."
-        or len(name) > 100
-        or not name.isprintable()
-        or {*name} & {*"/\\"}
-    ):
+    odd = not name.isprintable() or {*name} & {*"/\\"}
+    if odd or name[:1] in ("", ".") or len(name) > 100:
         raise ValueError(
             f"{name!r} names a folder: take a short name without slashes that starts with no dot"
         )
@@ -211,6 +206,8 @@ class Arm(_Strict):
 
     @model_validator(mode="after")
     def _one_way(self) -> "Arm":
+        if self.learns_from and not (self.terms or self.system):
+            raise ValueError("`learns_from` needs `terms` or a `system`, which say what is learnt")
         if self.system is not None and (self.terms or self.task_weight != 1.0):
             raise ValueError(
                 f"the system {self.system.name!r} has weights of its own, and no `terms` or "
@@ -269,8 +266,8 @@ class Recipe(_Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        if self.arms and (self.terms or self.system):
-            raise ValueError("give either `terms` or `system` (one arm), or `arms`, not both")
+        if self.arms and (self.terms or self.system or self.task_weight != 1.0):
+            raise ValueError("give either `terms` (`system`, `task_weight`) or `arms`, not both")
         if not self.alone and not self.contenders:
             raise ValueError("there is nothing to train: no `terms`, no `arms`, and `alone` is off")
         self._check_sources()
@@ -311,6 +308,12 @@ class Recipe(_Strict):
             only = Arm(task_weight=self.task_weight, terms=self.terms, system=self.system)
             return {"distilled": only}
         return self.arms
+
+    @property
+    def starts(self) -> set[str]:
+        """The arms that no label trains and others start from, such as FitNets' hints."""
+        used = {arm.starts_from for arm in self.arms.values()}
+        return {name for name, arm in self.arms.items() if name in used and not arm.task_weight}
 
     @property
     def all_arms(self) -> dict[str, Arm]:
@@ -439,16 +442,14 @@ def _override(values: dict[str, Any], override: str) -> None:
     node: Any = values
     keys = path.split(".")
     for position, key in enumerate(keys):
-        last = position == len(keys) - 1
+        slot: Any = key
         if isinstance(node, list):
             if not key.isdigit() or int(key) >= len(node):
                 raise RecipeError(
                     f"The override {override!r} asks for item {key!r} of a list of {len(node)}."
                 )
-            slot: Any = int(key)
-        else:
-            slot = key
-        if last:
+            slot = int(key)
+        if position == len(keys) - 1:
             node[slot] = value
             return
         child = node[slot] if isinstance(node, list) else node.get(slot)

@@ -41,7 +41,7 @@ from congener.engine import (
     superclasses,
 )
 from congener.engine.measure import cost
-from congener.errors import CongenerError, RunError
+from congener.errors import CongenerError, RecipeError, RunError, did_you_mean
 from congener.losses import HardLabelLoss
 from congener.recipe import Arm, Recipe, TeacherSpec, dump_recipe
 from congener.runlog import Event, RunLog, environment, read_json, write_text
@@ -123,8 +123,11 @@ def load_student(
         trust: packages outside congener whose code the recipe may name.
 
     Raises:
+        RecipeError: an arm that the recipe does not have.
         CheckpointError: weights that are missing or damaged.
     """
+    if arm not in recipe.all_arms:
+        raise RecipeError(f"There is no arm {arm!r}; {did_you_mean(arm, recipe.all_arms)}")
     assembly, state = Assembly(recipe, trust), process_state(recipe.train)
     runner = _Runner(recipe, assembly, folder, RunLog(None), state)
     return runner.trained(arm, seed, assembly.teacher())
@@ -292,7 +295,7 @@ class _Runner:
         if size not in self.student_costs:
             self.student_costs[size] = self._cost(student)
         return {
-            "role": "distilled" if described.system else _role(terms),
+            "role": "start" if arm in self.recipe.starts else _role(described, terms),
             "model": _describe(self.recipe.student),
             **self.student_costs[size],
             metric: [result["metrics"][metric] for result in results],
@@ -304,7 +307,7 @@ class _Runner:
                     "loss": f"{type(term.loss).__name__}({term.loss.extra_repr()})",
                     "weight": term.weight,
                     "schedules": {name: str(each) for name, each in term.schedules.items()},
-                    "of": term.of,
+                    "of": term.of or described.learns_from,
                     "student": term.student,
                     "teacher": term.teacher,
                     "equation": getattr(term.loss, "equation", ""),
@@ -345,10 +348,10 @@ class _Runner:
         return None
 
 
-def _role(terms: list[Term]) -> str:
+def _role(arm: Arm, terms: list[Term]) -> str:
     """What an arm is in the comparison; hard pseudo-labels are what soft targets must beat."""
     if not terms:
-        return "alone"
+        return "distilled" if arm.system else "alone"
     return "control" if all(isinstance(t.loss, HardLabelLoss) for t in terms) else "distilled"
 
 
@@ -359,14 +362,14 @@ def _measure(model: nn.Module, task: Task, config: FitConfig) -> dict[str, float
 
 
 def _comparisons(arms: dict[str, Any], metric: str, *, higher: bool) -> dict[str, Any]:
-    """Each arm against the student alone, paired over the seeds."""
+    """Each arm that is a method against the student alone, paired over the seeds."""
     if "alone" not in arms:
         return {}
     alone = arms["alone"][metric]
     return {
         arm: {"against": "alone", **compare(row[metric], alone, higher=higher)}
         for arm, row in arms.items()
-        if arm not in ("teacher", "alone")
+        if arm not in ("teacher", "alone") and row["role"] != "start"
     }
 
 

@@ -17,6 +17,8 @@ __all__ = ["Tail", "Taps", "bare"]
 T = TypeVar("T")
 SIZE = r":([1-9]\d*)x([1-9]\d*)$"
 """How a path ends that reads a map of a size."""
+FILLS = (torch.nan, 0.0, torch.inf, -torch.inf)
+"""What tells whether a tensor is needed: the first in sums, the others in comparisons."""
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -186,15 +188,16 @@ class Tail:
 
     What ran wholly before the tap does not run again where its outputs reach the result through the
     tap alone. The first call finds that out, and each with a tensor of another shape: such modules
-    give NaN, which must not change a bit of the result. Elsewhere all of the network runs again.
+    give NaN, then 0, then ±∞, none of which may change a bit of the result. Elsewhere all of the
+    network runs again.
 
     Args:
         model: any module that is not compiled.
         path: the tap, as for :class:`Taps`; of a tuple the first tensor is replaced.
 
     Raises:
-        TapError: a path that does not exist, a network that is compiled; on a call, a tap that did
-            not fire once.
+        TapError: a path that does not exist or that asks for a map of a size, a network that is
+            compiled; on a call, a tap that did not fire once.
     """
 
     def __init__(self, model: nn.Module, path: str) -> None:
@@ -202,6 +205,11 @@ class Tail:
             raise TapError(
                 f"A compiled network cannot run from a tap such as {path!r}; give it as it was "
                 "before torch.compile."
+            )
+        if re.search(SIZE, path):
+            raise TapError(
+                f"A network cannot run from tokens that are read as a map, as at {path!r}; tap a "
+                "module that gives a map."
             )
         self._modules = dict(bare(model).named_modules())
         self._path = path
@@ -223,7 +231,11 @@ class Tail:
         return self._run(value, run, self._skipped)
 
     def _run(
-        self, value: Tensor, run: Callable[[], Tensor], skipped: "Mapping[nn.Module, _Blank]"
+        self,
+        value: Tensor,
+        run: Callable[[], Tensor],
+        skipped: "Mapping[nn.Module, _Blank]",
+        fill: float = torch.nan,
     ) -> Tensor:
         fired: list[None] = []
 
@@ -234,7 +246,7 @@ class Tail:
 
         with ExitStack() as undo:
             for module, blank in skipped.items():
-                undo.enter_context(_answering(module, blank.for_rows_of(value)))
+                undo.enter_context(_answering(module, blank.for_rows_of(value, fill)))
             hook = self._module.register_forward_pre_hook if self._reads_input else None
             handle = (hook or self._module.register_forward_hook)(replace)
             undo.callback(handle.remove)
@@ -268,7 +280,7 @@ class Tail:
         times = [module for module, _ in calls]
         skipped = {m: blank for m, blank in before if blank is not None and times.count(m) == 1}
         try:
-            same = torch.equal(self._run(value, run, skipped), wanted)
+            same = all(torch.equal(self._run(value, run, skipped, x), wanted) for x in FILLS)
         except (ArithmeticError, LookupError, RuntimeError, ValueError):
             same = False  # it looks at what the skipped modules give
         return skipped if same else {}
@@ -287,9 +299,9 @@ class _Blank(NamedTuple):
             return None
         return _Blank(tuple(output.shape), output.dtype, len(output) == len(value))
 
-    def for_rows_of(self, value: Tensor) -> Callable[..., Tensor]:
+    def for_rows_of(self, value: Tensor, fill: float) -> Callable[..., Tensor]:
         shape = (len(value) if self.has_rows else self.shape[0], *self.shape[1:])
-        return lambda *_args, **_named: value.new_full(shape, torch.nan, dtype=self.dtype)
+        return lambda *_args, **_named: value.new_full(shape, fill, dtype=self.dtype)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from congener.engine.feed import steps_per_epoch
 from congener.engine.loop import FitResult, fit
 from congener.engine.machine import build_accelerator, process_state
 from congener.engine.samplers import check_groups
-from congener.engine.stages import prepare
+from congener.engine.stages import check_stage, prepare
 from congener.engine.superclasses import superclasses
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Predictions",
     "build_accelerator",
     "check_groups",
+    "check_stage",
     "evaluate",
     "fit",
     "load_weights",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,18 +15,18 @@ from torch.utils.data import Dataset, Subset
 
 from congener.engine.checkpoint import check_state, read_tensors
 from congener.engine.config import FitConfig
-from congener.engine.feed import evaluation_batches, size, to_device
+from congener.engine.feed import evaluation_batches, size, steps_per_epoch, to_device
 from congener.engine.loop import fit
-from congener.engine.machine import build_accelerator
-from congener.errors import RecipeError, did_you_mean
+from congener.engine.machine import build_accelerator, process_state
+from congener.errors import CheckpointError, RecipeError, did_you_mean
 from congener.naming import expected
 from congener.runlog import RunLog
 from congener.system import FitStage, Stage, SurveyStage, TeacherLike
 from congener.task import Task
 from congener.teachers import fingerprint
-from congener.types import Batch
+from congener.types import Batch, Progress
 
-__all__ = ["prepare", "stage_path"]
+__all__ = ["check_stage", "prepare", "stage_path"]
 
 SAMPLED = 256  # samples that tell one data set from another
 
@@ -71,13 +72,13 @@ def prepare(
     """
     train = task.splits["train"] if train is None else train
     for stage in system.stages():
-        data = task.splits.get("teacher", train) if stage.data == "teacher" else train
+        data = _data(stage, task, train)
         path = None
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             path = stage_path(folder, stage, task, config, train)
         if path is not None and path.exists():
-            _receive(stage, read_tensors(path), path)
+            _receive(stage, path)
         elif isinstance(stage, FitStage):
             _fit(stage, task, config, data, seed, path, log)
         else:
@@ -93,8 +94,41 @@ def stage_path(
 ) -> Path:
     """Where :func:`prepare` keeps the result of a stage: its arguments, and all they hold, say."""
     train = task.splits["train"] if train is None else train
-    data = task.splits.get("teacher", train) if stage.data == "teacher" else train
-    return folder / f"{stage.name}-{_key(stage, task, config, data)}.safetensors"
+    key = _key(stage, task, config, _data(stage, task, train))
+    return folder / f"{stage.name}-{key}.safetensors"
+
+
+def check_stage(stage: Stage, task: Task, config: FitConfig, batch: Batch) -> bool:
+    """Refuse a stage that could not be done, before anything is trained, and stand in for it.
+
+    The system that asks for the stage can then be tried, and is of no other use.
+
+    Args:
+        stage: what is checked; what it fits sees the batch once, in training mode.
+        task: whose data are used.
+        config: the settings of the fit that comes later.
+        batch: a prepared batch of two samples or more.
+
+    Returns:
+        Whether something stands in for the result.
+
+    Raises:
+        RecipeError: settings that there are not.
+        DataError: data that the settings cannot make batches of, or that cannot be measured so.
+    """
+    data = _data(stage, task, task.splits["train"])
+    if isinstance(stage, FitStage):
+        settings = _settings(stage, config)
+        steps_per_epoch(data, settings, None, processes=process_state(config).num_processes)
+        with torch.no_grad():
+            stage.system.train()(batch, Progress(0, 1, 0))
+    elif stage.stand_in is not None:
+        stage.receive(stage.stand_in(size(data)))
+    return isinstance(stage, FitStage) or stage.stand_in is not None
+
+
+def _data(stage: Stage, task: Task, train: Dataset[Any]) -> Dataset[Any]:
+    return task.splits.get("teacher", train) if stage.data == "teacher" else train
 
 
 def _fit(
@@ -106,7 +140,8 @@ def _fit(
     path: Path | None,
     log: RunLog | None,
 ) -> None:
-    name = f"stages/{stage.name}"
+    # With the key, so that two stages of one name have each their own events.
+    name = f"stages/{stage.name if path is None else path.stem}"
     checkpoint = None if path is None else path.with_suffix(".pt")
     if log is not None and checkpoint is not None and not checkpoint.exists():
         log.forget(fit=name)
@@ -145,7 +180,11 @@ def _survey(
     stage.receive(figures)
 
 
-def _receive(stage: Stage, figures: dict[str, Tensor], path: Path) -> None:
+def _receive(stage: Stage, path: Path) -> None:
+    try:
+        figures = read_tensors(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is damaged; remove it, and it will be made anew.") from error
     if isinstance(stage, SurveyStage):
         stage.receive(figures)
         return
@@ -159,6 +198,8 @@ def _keep(figures: Mapping[str, Tensor], path: Path | None, config: FitConfig) -
     if path is not None and state.is_main_process:
         draft = path.with_name(f".{path.name}.draft")
         save_file({name: value.clone().contiguous() for name, value in figures.items()}, draft)
+        # First: a fit that went on from its end would cut off the log of all that came later.
+        path.with_suffix(".pt").unlink(missing_ok=True)
         draft.replace(path)
     state.wait_for_everyone()
 
@@ -187,19 +228,21 @@ def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str
     """A hash of all that the result of a stage depends on."""
     digest = hashlib.sha256(stage.name.encode())
     for network in stage.depends:
-        digest.update(fingerprint(network).encode())
+        # Beside the weights what has none, such as the size that a bridge gives images.
+        shape = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
+        digest.update(f"{fingerprint(network)}{shape}".encode())
     if isinstance(stage, FitStage):
         shapes = {name: list(v.shape) for name, v in stage.system.state_dict().items()}
         settings = _settings(stage, config).model_dump(mode="json")
         digest.update(json.dumps([shapes, settings, repr(stage.system)]).encode())
     else:
         digest.update(json.dumps(stage.key).encode())
-    digest.update(_data_fingerprint(task, data))
+    digest.update(_data_fingerprint(task, data, train=isinstance(stage, FitStage)))
     return digest.hexdigest()[:16]
 
 
-def _data_fingerprint(task: Task, data: Dataset[Any]) -> bytes:
-    """A hash of how many samples there are, and of some of them, evenly spread."""
+def _data_fingerprint(task: Task, data: Dataset[Any], *, train: bool) -> bytes:
+    """A hash of how many samples there are, and of some, evenly spread, as networks see them."""
     count = size(data)
     places = torch.linspace(0, count - 1, min(count, SAMPLED)).long().tolist()
     batch = next(
@@ -207,6 +250,7 @@ def _data_fingerprint(task: Task, data: Dataset[Any]) -> bytes:
             task, Subset(data, places), batch_size=len(places), share=(0, 1), workers=0
         )
     )
+    batch = task.prepare(batch, train=train, seed=0, epoch=0)
     digest = hashlib.sha256(str(count).encode())
     for name in sorted(batch):
         value = batch[name]

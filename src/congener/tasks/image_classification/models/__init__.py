@@ -58,7 +58,7 @@ def build(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) 
     """The network ``name`` with ``arguments`` and, where it knows them, ``defaults``.
 
     Args:
-        name: one of ``__all__``, or ``timm:NAME`` or ``torchvision:NAME``.
+        name: one of ``__all__``, or ``timm:NAME``, ``torchvision:NAME`` or ``transformers:KIND``.
         arguments: what the caller asks for.
         defaults: ``num_classes``, ``in_channels``, ``input_shape`` and ``in_features`` of the data.
 
@@ -68,10 +68,14 @@ def build(name: str, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) 
     shape = defaults["input_shape"]
     library, colon, inner = name.partition(":")
     if colon:
-        makers = {"timm": external.from_timm, "torchvision": external.from_torchvision}
+        makers = {
+            "timm": external.from_timm,
+            "torchvision": external.from_torchvision,
+            "transformers": external.from_transformers,
+        }
         make = resolve("library of networks", library, makers)
         _check_images(name, shape)
-        found: nn.Module = make(inner, arguments, defaults["num_classes"], defaults["in_channels"])
+        found: nn.Module = make(inner, arguments, defaults["num_classes"], shape)
         return found
     function = resolve("network", name, {known: globals()[known] for known in __all__})
     bound = bind("network", name, function, arguments, defaults=defaults)

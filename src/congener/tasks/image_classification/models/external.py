@@ -1,6 +1,6 @@
-"""Networks of torchvision and timm by name, fitted to a task's classes and channels."""
+"""Networks of torchvision, timm and transformers by name, fitted to a task's images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torchvision
@@ -8,13 +8,16 @@ from torch import nn
 
 from congener.errors import CongenerError, RecipeError, did_you_mean
 
-__all__ = ["from_timm", "from_torchvision"]
+__all__ = ["from_timm", "from_torchvision", "from_transformers"]
 
 
 def from_timm(
-    name: str, arguments: Mapping[str, Any], num_classes: int, channels: int
+    name: str, arguments: Mapping[str, Any], num_classes: int, shape: Sequence[int]
 ) -> nn.Module:
-    """``timm.create_model``; random weights unless ``pretrained=True`` is given."""
+    """``timm.create_model``; random weights unless ``pretrained=True`` is given.
+
+    A network that is built for one size of images is built for the task's.
+    """
     try:
         import timm  # takes seconds, so only when asked for
     except ImportError as error:
@@ -25,7 +28,11 @@ def from_timm(
     if not timm.is_model(name):
         known = timm.list_models()
         raise RecipeError(f"timm has no network named {name!r}; {did_you_mean(name, known)}")
-    defaults = {"num_classes": num_classes, "in_chans": channels}
+    channels, *size = shape
+    defaults: dict[str, Any] = {"num_classes": num_classes, "in_chans": channels}
+    built_for = timm.get_pretrained_cfg(name)
+    if built_for is not None and built_for.fixed_input_size:
+        defaults["img_size"] = tuple(size)
     try:
         network: nn.Module = timm.create_model(name, **(defaults | dict(arguments)))
     except TypeError as error:
@@ -34,7 +41,7 @@ def from_timm(
 
 
 def from_torchvision(
-    name: str, arguments: Mapping[str, Any], num_classes: int, channels: int
+    name: str, arguments: Mapping[str, Any], num_classes: int, shape: Sequence[int]
 ) -> nn.Module:
     """``torchvision.models.get_model``; ``pretrained=True`` takes its best published weights.
 
@@ -52,11 +59,66 @@ def from_torchvision(
         given.setdefault("weights", "DEFAULT")
     if given.get("weights") is None:
         given["num_classes"] = classes
+        if name.startswith("vit_"):
+            given.setdefault("image_size", shape[1])
     try:
         network: nn.Module = torchvision.models.get_model(name, **given)
     except TypeError as error:
         raise RecipeError(f"torchvision:{name} does not take these arguments: {error}.") from error
-    return _fit(network, name, classes, channels)
+    if given.get("weights") is not None:
+        # What timm's networks carry: see congener.teachers.bridge.
+        seen = torchvision.models.get_model_weights(name)[_weights(given["weights"])].transforms()
+        side = seen.crop_size[0]
+        carried = {"mean": seen.mean, "std": seen.std, "input_size": (3, side, side)}
+        network.pretrained_cfg = carried  # type: ignore[assignment]
+    return _fit(network, name, classes, shape[0])
+
+
+def from_transformers(
+    name: str, arguments: Mapping[str, Any], num_classes: int, shape: Sequence[int]
+) -> nn.Module:
+    """An image classifier of transformers by its kind (``vit``), with random weights.
+
+    The arguments are those of its configuration, such as ``hidden_size``.
+    """
+    try:
+        import transformers  # takes seconds, so only when asked for
+    except ImportError as error:
+        raise CongenerError(
+            f"transformers:{name} needs the package {error.name!r}; install it with: "
+            'pip install "congener[transformers]"'
+        ) from error
+    from transformers.models.auto import modeling_auto
+
+    known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if name not in known:
+        raise RecipeError(
+            f"transformers has no image classifier named {name!r}; {did_you_mean(name, known)}"
+        )
+    classes = known[name]
+    build = getattr(transformers, classes if isinstance(classes, str) else classes[0])
+    options = vars(build.config_class())
+    for key in arguments:
+        if key not in options and key != "num_labels":
+            raise RecipeError(
+                f"The configuration of transformers:{name} has no {key!r}; "
+                f"{did_you_mean(key, [option for option in options if option[0] != '_'])}"
+            )
+    channels, *size = shape
+    fitting = {"num_channels": channels, "image_size": size[0] if len({*size}) == 1 else size}
+    defaults = {key: value for key, value in fitting.items() if key in options}
+    try:
+        config = build.config_class(**({"num_labels": num_classes} | defaults | dict(arguments)))
+        network: nn.Module = build(config)
+    except Exception as error:  # its own kinds of errors differ from version to version
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"transformers:{name} does not take these values: {reason}.") from error
+    return network
+
+
+def _weights(given: Any) -> str:
+    """The name of published weights: a name, ``Family.NAME``, or a member of the family."""
+    return str(getattr(given, "name", given)).rpartition(".")[2]
 
 
 def _fit(network: nn.Module, name: str, classes: int, channels: int) -> nn.Module:
