@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -130,6 +131,7 @@ def doctor(
     recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped recipe.")],
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/RECIPE.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
     trust: Trust = None,
 ) -> None:
     """Find what would silently ruin a run, in seconds, before anything is trained."""
@@ -139,6 +141,9 @@ def doctor(
     described = load_recipe(_recipe_path(recipe), overrides or [])
     findings = examine(described, out=out, trust=trust or [])
     console = Console(highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))  # noqa: T201
+        sys.exit(1 if findings else 0)
     for finding in findings:
         console.print(f"[bold red]{finding.name}[/]  {escape(finding.where)}")
         console.print(f"  {escape(finding.what)}")

@@ -29,7 +29,9 @@ __all__ = [
 
 NARROW = 340
 GRAM_SIDE = 192
+FLAG = 16
 _SOLID: Any = "-"
+_DOTS: Any = (0, (1, 2))
 _DASHES: tuple[Any, ...] = (_SOLID, (0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 2, 2)))
 _MARKERS = ("o", "D", "^", "v", "P", "X")
 _LARGER = {"^": 1.35, "v": 1.35, "P": 1.2, "X": 1.2, "D": 0.9}
@@ -54,7 +56,7 @@ def looks(roles: Mapping[str, str]) -> dict[str, Look]:
     result, index = {}, 0
     for name, role in roles.items():
         if role == "teacher":
-            result[name] = Look(INK, (0, (1, 2)), "*")
+            result[name] = Look(INK, _DOTS, "*")
         elif role == "alone":
             result[name] = Look(MUTED, _SOLID, "s")
         else:
@@ -93,21 +95,23 @@ def dots(
     width: float,
     name: str,
     label: str,
-    reference: tuple[str, float] | None = None,
+    references: Mapping[str, float] | None = None,
 ) -> Chart:
-    """One row per arm: a small dot per seed, a large one for the mean, the mean as a number."""
+    """One row per arm: a small dot per seed, a large one for the mean, the mean as a number.
+
+    Each reference is a line with its name at its top.
+    """
+    levels = {arm: value for arm, value in (references or {}).items() if np.isfinite(value)}
     narrow = width <= NARROW
     limit = 11 if narrow else 22
     left = 16 + 7.2 * max(min(len(arm), limit) for arm in rows)
-    pitch, top = 34, 24 if reference else 6
+    pitch, top = 34, 8 + FLAG * len(levels) if levels else 6
     fig = figure(width, top + 30 + pitch * len(rows))
     plot = axes(fig, left=left, right=50, top=top, bottom=30)
     plot.set_ylim(len(rows) - 0.5, -0.5)
     plot.yaxis.set_major_locator(NullLocator())
     plot.spines["left"].set_visible(False)
     _ticks(plot, "x", 3 if narrow else 6)
-    if reference is not None:
-        plot.axvline(reference[1] * unit.factor, color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
     for place, (arm, values) in enumerate(rows.items()):
         points = np.asarray(values, dtype=np.float64) * unit.factor
         points = points[np.isfinite(points)]
@@ -130,22 +134,43 @@ def dots(
             plot, 1 + 46 / (width - left - 50), place, unit.number(mean / unit.factor),
             transform=plot.get_yaxis_transform(), ha="right", va="center_baseline", fontsize=13,
         )  # fmt: skip
+    for value in levels.values():
+        plot.axvline(value * unit.factor, color=INK, linewidth=1.2, linestyle=_DOTS)
     plot.margins(x=0.06)
-    if reference is not None:
-        _reference_name(plot, reference, unit)
+    # Little room for several names has none for their figures.
+    bare = narrow and len(levels) > 1
+    names = {
+        arm: shorten(arm, 22) + ("" if bare else f" {unit.text(value)}")
+        for arm, value in levels.items()
+    }
+    places = {names[arm]: value * unit.factor for arm, value in levels.items()}
+    _flags(plot, places, FLAG / (pitch * len(rows)))
     return finish(fig, name=name, label=label)
 
 
-def _reference_name(plot: Axes, reference: tuple[str, float], unit: Unit) -> None:
-    value = reference[1] * unit.factor
+def _flags(plot: Axes, places: Mapping[str, float], row: float) -> None:
+    """The names of reference lines above the frame, in rows of their own.
+
+    A line goes up to its name. The outermost is the highest, and names point to the middle, so
+    that none is crossed by a line on its own side.
+    """
     low, high = plot.get_xlim()
-    side = "right" if value > (low + high) / 2 else "left"
-    nudge = (high - low) * 0.012 * (-1 if side == "right" else 1)
-    words = f"{reference[0]} {unit.text(reference[1])}"
-    _say(
-        plot, value + nudge, 1.0, words, transform=plot.get_xaxis_transform(),
-        ha=side, va="bottom", fontsize=12, color=MUTED,
-    )  # fmt: skip
+    middle = (low + high) / 2
+    inwards = sorted(places, key=lambda name: abs(places[name] - middle))
+    across = plot.get_xaxis_transform()
+    for place, name in enumerate(inwards):
+        value, foot = places[name], 1 + row * place
+        side = "right" if value > middle else "left"
+        nudge = (high - low) * 0.012 * (-1 if side == "right" else 1)
+        if place:
+            plot.plot(
+                [value, value], [1, foot + 0.7 * row], transform=across, clip_on=False,
+                color=INK, linewidth=1.2, linestyle=_DOTS,
+            )  # fmt: skip
+        _say(
+            plot, value + nudge, foot, name,
+            transform=across, ha=side, va="bottom", fontsize=12, color=MUTED,
+        )  # fmt: skip
 
 
 def learning(
@@ -187,7 +212,7 @@ def learning(
         arrow = "" if inside else "  ↑" if value > high else "  ↓"
         height = value + (high - low) * 0.01 if inside else high
         if inside:
-            plot.axhline(value, color=INK, linewidth=1.2, linestyle=(0, (1, 2)))
+            plot.axhline(value, color=INK, linewidth=1.2, linestyle=_DOTS)
         words = f"{reference[0]} {unit.text(reference[1])}{arrow}"
         _say(
             plot, last * 0.01, height, words,

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +15,32 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from congener.errors import RunError
 
-__all__ = ["Analysis", "Arm", "Comparison", "Events", "Gram", "Metrics", "Run", "Term", "read_run"]
+__all__ = [
+    "Analysis",
+    "Arm",
+    "Comparison",
+    "Events",
+    "Gram",
+    "Metrics",
+    "Run",
+    "Term",
+    "read_object",
+    "read_run",
+    "validated",
+]
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Kept = TypeVar("Kept", bound=BaseModel)
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What a file of results holds; keys that are not known are left alone."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Term(_Record):
+class Term(Record):
     """One distillation term of an arm, as the runner described it."""
 
     name: str
@@ -39,10 +54,10 @@ class Term(_Record):
     paper: str | None = None
 
 
-class Arm(_Record):
+class Arm(Record):
     """One way of training and what came of it; ``values`` are last-epoch values, one per seed."""
 
-    role: Literal["teacher", "alone", "distilled", "control"]
+    role: Literal["teacher", "alone", "distilled", "control", "start"]
     model: str
     parameters: int
     macs: float | None = None
@@ -76,7 +91,7 @@ class Arm(_Record):
         return float(np.std(self.values, ddof=1)) if self.n > 1 and len(self.values) > 1 else None
 
 
-class Comparison(_Record):
+class Comparison(Record):
     """An arm against the student alone, seed by seed."""
 
     against: str
@@ -86,7 +101,7 @@ class Comparison(_Record):
     p: float | None = None
 
 
-class Published(_Record):
+class Published(Record):
     """The figures of somebody else's run of the same arms."""
 
     source: str
@@ -94,7 +109,7 @@ class Published(_Record):
     note: str | None = None
 
 
-class Metrics(_Record):
+class Metrics(Record):
     """``metrics.json``."""
 
     name: str
@@ -208,7 +223,10 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise RunError(f"{folder} is not a run folder: there is no such directory.")
     if not (folder / "metrics.json").is_file():
-        raise RunError(f"{folder} has no metrics.json: not a run folder, or not finished yet.")
+        raise RunError(
+            f"{folder} has no metrics.json: not a run folder, or not finished yet; nor does it "
+            "hold records, each a folder with a summary.json."
+        )
     metrics = _metrics(folder / "metrics.json")
     analyses: dict[str, Analysis] = {}
     grams: dict[str, Gram] = {}
@@ -224,7 +242,7 @@ def read_run(folder: Path) -> Run:
             missing[name] = str(error)
     environment = folder / "environment.json"
     recipe = folder / "recipe.yaml"
-    facts = _json(environment) if environment.is_file() else {}
+    facts = read_object(environment) if environment.is_file() else {}
     return Run(
         folder=folder,
         metrics=metrics,
@@ -237,10 +255,15 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        RunError: a file that holds none.
+    """
     try:
         node = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is not readable JSON: {error}.") from error
     if not isinstance(node, dict):
         raise RunError(f"{path} must hold a JSON object, not a {type(node).__name__}.")
@@ -248,18 +271,28 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _metrics(path: Path) -> Metrics:
-    node = _json(path)
+    node = read_object(path)
     arms, metric = node.get("arms"), node.get("metric")
     for arm in arms.values() if isinstance(arms, dict) else ():
         # The values stand under the metric's own name.
         if isinstance(arm, dict) and metric in arm:
             arm["values"] = arm[metric]
+    return validated(Metrics, node, path, "a run")
+
+
+def validated(model: type[Kept], node: Mapping[str, Any], path: Path, writer: str) -> Kept:
+    """What a file holds, as a record.
+
+    Raises:
+        RunError: what is not as ``writer`` writes it, in one sentence.
+    """
     try:
-        return Metrics.model_validate(node)
+        return model.model_validate(node)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the top"
-        raise RunError(f"{path} is not what a run writes: {place}: {first['msg']}.") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise RunError(f"{path} is not what {writer} writes: {place}: {message}.") from error
 
 
 def _arrays(folder: Path, arm: str) -> dict[str, NDArray[Any]]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from congener.report import charts, words
 from congener.report.curves import loss_balance, loss_curves, metric_curves
 from congener.report.data import Arm, Gram, Run, Term, read_run
 from congener.report.svg import Chart, style
 
-__all__ = ["write_report"]
+__all__ = ["WIDE", "Pair", "template", "write_report"]
 
 WIDE = 920
 MANY_CLASSES = 24
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
     folder = Path(folder)
     run = read_run(folder)
     with style():
-        page = _template().render(_context(run))
+        page = template("template.html.jinja").render(_context(run))
     target = folder / "report.html"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".report-", suffix=".html")
     try:
@@ -57,7 +57,8 @@ def write_report(folder: Path) -> Path:
     return target
 
 
-def _template() -> Any:
+def template(name: str) -> Template:
+    """A template with the formats of the report as filters; whatever it is given is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -73,7 +74,7 @@ def _template() -> Any:
         signed=words.signed,
         size=words.size,
     )
-    return environment.get_template("template.html.jinja")
+    return environment.get_template(name)
 
 
 def _context(run: Run) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _students(run: Run) -> dict[str, Arm]:
 
 def _accuracy(run: Run, look: Looks) -> Pair | None:
     unit, metric = words.unit_of(run), run.metrics.metric
-    rows = {name: arm.values for name, arm in _students(run).items()}
+    rows = {name: arm.values for name, arm in _students(run).items() if arm.role != "start"}
     if not rows:
         return None
     told = ", ".join(f"{name} {unit.text(run.arms[name].mean)}" for name in rows)
@@ -124,8 +125,9 @@ def _accuracy(run: Run, look: Looks) -> Pair | None:
 
     def draw(width: float, name: str) -> Chart:
         return charts.dots(
-            rows, look=look, unit=unit, width=width, name=name, label=label, reference=reference
-        )
+            rows, look=look, unit=unit, width=width, name=name, label=label,
+            references=dict([reference] if reference else []),
+        )  # fmt: skip
 
     return Pair(draw(WIDE, "acc-w"), draw(charts.NARROW, "acc-n"))
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ __all__ = [
     "size",
     "summary_table",
     "tiles",
+    "unit_for",
     "unit_of",
 ]
 
@@ -56,7 +58,11 @@ PERCENT = Unit(100.0, " %", 1, " points")
 
 def unit_of(run: Run) -> Unit:
     """Percent when every value of the run is a fraction."""
-    values = [value for arm in run.arms.values() for value in (*arm.values, *arm.best)]
+    return unit_for(value for arm in run.arms.values() for value in (*arm.values, *arm.best))
+
+
+def unit_for(values: Iterable[float]) -> Unit:
+    """Percent when every value is a fraction."""
     fractions = all(0.0 <= value <= 1.0 for value in values if math.isfinite(value))
     return PERCENT if fractions else Unit(1.0, "", 3, "")
 
