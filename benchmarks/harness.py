@@ -2,8 +2,10 @@
 
 Each way runs in a process of its own, on one thread, on the same seeded inputs. The values are
 compared before anything is timed. Then the ways take turns; a round's ratio is CPU time over CPU
-time, and the median over the rounds is quoted, since machines are shared and noisy. Peak memory is
-what one call needs beyond its inputs, after a warm-up call.
+time, and the median over the rounds is quoted, since machines are shared and noisy. A round calls
+a way until 20 ms are spent, garbage collected before the first call alone, since a single short
+call would mostly measure cold caches. Peak memory is what one call needs beyond its inputs, after a
+warm-up call.
 
 A benchmark prints one JSON line for each comparison and exits with 1 if a goal is missed.
 """
@@ -29,6 +31,8 @@ import torch
 
 Way = Callable[[Any], Sequence[torch.Tensor]]
 """Takes the inputs; returns the value and the gradients, to be compared."""
+
+_ROUND_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -200,9 +204,11 @@ def _answer(what: str, way: Way, given: Any) -> Any:
         return [result.detach().double().numpy() for result in way(given)]
     gc.collect()
     if what == "time":
-        start = time.process_time()
-        way(given)
-        return time.process_time() - start
+        calls, start = 0, time.process_time()
+        while (spent := time.process_time() - start) < _ROUND_SECONDS:
+            way(given)
+            calls += 1
+        return spent / calls
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _memory("VmRSS")

@@ -1,5 +1,6 @@
 """Relations of samples in blocks: what their parts promise."""
 
+import pytest
 import torch
 
 from congener.ops.relations import SquaredDistances, unit_rows
@@ -8,12 +9,21 @@ from congener.ops.relations import SquaredDistances, unit_rows
 def test_points_that_cannot_be_told_apart_are_at_distance_0() -> None:
     for dtype, step in ((torch.float64, 1e-13), (torch.float32, 1e-30)):
         points = torch.tensor([[0.0, 0.0], [step, 0.0], [3.0, 4.0]], dtype=dtype)
-        points.requires_grad_()
         squares = SquaredDistances(points)[:2]
         assert squares[0, 1] == squares[1, 0] == 0
-        torch.testing.assert_close(squares[0, 2].detach(), torch.tensor(25.0, dtype=dtype))
-        (gradient,) = torch.autograd.grad(squares[0, 1] + squares[1, 0], points)
-        assert not gradient.any()
+        torch.testing.assert_close(squares[0, 2], torch.tensor(25.0, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_squared_distances(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(5, 3, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    slope = torch.randn(5, 5, generator=generator, dtype=torch.float64).to(dtype)
+    squares = (points.unsqueeze(1) - points).square().sum(dim=2)
+    (expected,) = torch.autograd.grad(squares, points, slope)
+    found = SquaredDistances(points)
+    torch.testing.assert_close(found[1:4], squares[1:4].detach())
+    torch.testing.assert_close(found.gradient(slope), expected)
 
 
 def test_all_points_may_be_near() -> None:

@@ -13,7 +13,7 @@ from congener.ops.collectives import Scope, batch_size, warn_if_alone
 from congener.ops.huber import huber_of_angles, huber_of_distances
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
-from congener.ops.relations import SquaredDistances, gather_batch
+from congener.ops.relations import gather_batch
 
 __all__ = ["rkd_angle_loss", "rkd_distance_loss"]
 
@@ -63,11 +63,6 @@ def rkd_angle_loss(
     with torch.autocast(student_feature.device.type, enabled=False):
         student, teacher = upcast(student_feature.flatten(1), teacher_feature.detach().flatten(1))
         batch = gather_batch(student, teacher, mask, scope=scope)
-        kept = batch.kept & batch.kept.unsqueeze(1)
-        student_squares, teacher_squares = (
-            torch.where(kept, SquaredDistances(points)[:], 0)
-            for points in (batch.student, batch.teacher)
-        )
-        triplets = huber_of_angles(student_squares, teacher_squares, batch.own)
+        triplets = huber_of_angles(batch)
         per_sample = triplets / batch_size(student, mask, scope=scope).square()
         return reduce_samples(per_sample, mask, reduction=reduction, scope=scope)

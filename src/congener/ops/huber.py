@@ -1,6 +1,6 @@
 """Huber losses (δ = 1) of distances and of angles, summed, with their gradients, in blocks of rows.
 
-Nothing of size rows² (distances, of more than one block) or rows³ (angles) is held: backward, in
+Of more than one block, nothing of size rows² (distances) or rows³ (angles) is held: backward, in
 closed form, computes each block again.
 """
 
@@ -32,18 +32,13 @@ def huber_of_distances(batch: Gathered, *, scope: Scope) -> Tensor:
     return rows
 
 
-def huber_of_angles(student: Tensor, teacher: Tensor, own: slice) -> Tensor:
+def huber_of_angles(batch: Gathered) -> Tensor:
     """Sum over j and k of the Huber loss between the cosines of the angles j-i-k.
 
-    Args:
-        student: squared distances between all rows, (rows, rows); 0 for rows without direction.
-        teacher: likewise.
-        own: the place of the vertices i.
-
     Returns:
-        One sum for each vertex.
+        One sum for each own row, the vertex i; a row that does not count has no direction.
     """
-    rows: Tensor = _HuberOfAngles.apply(student, teacher, own)
+    rows: Tensor = _HuberOfAngles.apply(batch.student, batch.teacher, batch.kept, batch.own)
     return rows
 
 
@@ -136,72 +131,95 @@ def _within(block: slice, own: slice) -> slice:
 class _HuberOfAngles(torch.autograd.Function):
     """With q the squared distances, cos_ijk = (q_ij + q_ik - q_jk) / (2 sqrt(q_ij q_ik)).
 
-    Of j and k, about half are computed: a tile has some rows j, and k from its first row on.
+    Of j and k, about half are computed: a tile has some rows j, and k from its first row on. Of one
+    block alone, the derivatives are formed at once, while its cosines are at hand.
     """
 
     @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, own: slice) -> Tensor:
-        ctx.save_for_backward(student, teacher)
-        ctx.own = own
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, kept: Tensor, own: slice) -> Tensor:
+        distances = SquaredDistances(student)
+        squares = torch.stack((distances[:], SquaredDistances(teacher)[:]))
+        squares.masked_fill_(~(kept & kept.unsqueeze(1)), 0)
         sums = student.new_zeros(own.stop - own.start)
-        blocks, rows = _tiles(own, len(student), student.device)
+        blocks, tiles = _tiles(own, len(student), student.device)
+        slopes: list[Tensor] = []
         for block in blocks:
-            both = [(x, *_lengths(x[block])) for x in (student, teacher)]
-            for place in rows:
-                cosines, teachers = (_cosines(*network, place) for network in both)
-                huber = F.smooth_l1_loss(cosines, teachers, reduction="none")
-                huber[:, :, place.stop - place.start :].mul_(2)
-                sums[_within(block, own)] += huber.sum(dim=(1, 2))
+            angles = _Angles(squares, block)
+            for rows in tiles:
+                both = angles.cosines(rows)
+                sums[_within(block, own)] += _huber(*both)
+                if len(blocks) == 1:
+                    slopes.append(angles.slope(rows, *both))
+                del both  # the next tile takes its memory
+        ctx.own, ctx.distances = own, distances
+        ctx.save_for_backward(squares, *slopes, *([angles.pull()] if slopes else []))
         return sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        student, teacher = ctx.saved_tensors
-        total = torch.zeros_like(student)
-        blocks, rows = _tiles(ctx.own, len(student), student.device)
+        squares, *known = ctx.saved_tensors
+        total = torch.zeros_like(squares[0])
+        blocks, tiles = _tiles(ctx.own, len(total), total.device)
         for block in blocks:
-            both = [(x, *_lengths(x[block])) for x in (student, teacher)]
-            inverse = both[0][2]
-            near = inverse * grad[_within(block, ctx.own), None] / 2
-            pull, turn = torch.zeros(2, *near.shape, dtype=near.dtype, device=near.device)
-            for place in rows:
-                onward = slice(place.start, None)
-                cosines, slope = (_cosines(*network, place) for network in both)
-                slope = torch.sub(cosines, slope, out=slope).clamp_(-1, 1)
-                slope[:, :, place.stop - place.start :].mul_(2)
-                cosines.mul_(slope)
-                turn[:, place] += cosines.sum(dim=2)
-                turn[:, onward] += cosines.sum(dim=1)
-                slope.mul_(near[:, place].unsqueeze(2)).mul_(inverse[:, onward].unsqueeze(1))
-                pull[:, place] += slope.sum(dim=2)
-                pull[:, onward] += slope.sum(dim=1)
-                total[place, onward] -= slope.sum(dim=0)
-            total[block] += pull - turn * near * inverse
-        return total, None, None
+            weight = grad[_within(block, ctx.own)]
+            angles = None if known else _Angles(squares, block)
+            for number, rows in enumerate(tiles):
+                slope = angles.slope(rows, *angles.cosines(rows)) if angles else known[number]
+                pulled = (weight @ slope.flatten(1)).view(slope.shape[1:])
+                pulled[:, : len(pulled)] /= 2
+                total[rows, rows.start :] -= pulled
+            total[block] += weight.unsqueeze(1) * (angles.pull() if angles else known[-1])
+        return ctx.distances.gradient(total), None, None, None
 
 
-def _lengths(square: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the distances, and 1 / distance, which is 0 at 0."""
-    inverse = torch.where(square > 0, square.clamp(min=1e-30).rsqrt(), 0)
-    return square * inverse / 2, inverse
+class _Angles:
+    """The angles at a block of vertices i, of the student and of the teacher."""
+
+    def __init__(self, squares: Tensor, block: slice) -> None:
+        own = squares[:, block]
+        self.squares = squares
+        self.inverse = own.rsqrt().masked_fill_(own == 0, 0)
+        self.half = own * self.inverse / 2
+        self.turns, self.pulls = torch.zeros_like(own)
+
+    def cosines(self, rows: slice) -> Tensor:
+        """Cosines between some rows and those from their first on, (2, vertices, rows, onward).
+
+        A CPU is fast where at most one factor is constant along the last axis.
+        """
+        onward = slice(rows.start, None)
+        far, start = self.inverse[..., onward].unsqueeze(2), self.half[..., onward].unsqueeze(2)
+        both = torch.addcmul(start, far, self.squares[:, rows, onward].unsqueeze(1), value=-0.5)
+        both.mul_(self.inverse[..., rows].unsqueeze(3))
+        cosines: Tensor = both.addcmul_(self.half[..., rows].unsqueeze(3), far)
+        return cosines
+
+    def slope(self, rows: slice, cosines: Tensor, teachers: Tensor) -> Tensor:
+        """Derivatives by -q_jk / 2, of each vertex; the cosines are overwritten."""
+        inverse = self.inverse[0]
+        slope = (cosines - teachers).clamp_(-1, 1)
+        turn = cosines.mul_(slope)
+        slope.mul_(inverse[:, rows].unsqueeze(2)).mul_(inverse[:, rows.start :].unsqueeze(1))
+        for total, x in ((self.turns, turn), (self.pulls, slope)):
+            total[:, rows] += x.sum(dim=2)
+            total[:, rows.stop :] += x[:, :, x.shape[1] :].sum(dim=1)
+        return slope
+
+    def pull(self) -> Tensor:
+        """Derivatives by q_ij, once the slopes of all tiles are known."""
+        pull: Tensor = self.pulls - self.turns * self.inverse[0].square()
+        return pull
 
 
-def _cosines(squares: Tensor, half: Tensor, inverse: Tensor, rows: slice) -> Tensor:
-    """Cosines at some vertices between some rows and those from their first on.
-
-    A CPU is fast where at most one factor is constant along the last axis.
-    """
-    onward = slice(rows.start, None)
-    far = inverse[:, onward].unsqueeze(1)
-    start = half[:, onward].unsqueeze(1)
-    cosines = torch.addcmul(start, far, squares[rows, onward], value=-0.5)
-    cosines.mul_(inverse[:, rows].unsqueeze(2))
-    return cosines.addcmul_(half[:, rows].unsqueeze(2), far)
+def _huber(cosines: Tensor, teachers: Tensor) -> Tensor:
+    """Each vertex' sum over a tile, of which what lies beyond the diagonal counts twice."""
+    huber = F.smooth_l1_loss(cosines, teachers, reduction="none")
+    return huber.sum(dim=(1, 2)) + huber[:, :, huber.shape[1] :].sum(dim=(1, 2))
 
 
 def _tiles(own: slice, width: int, device: torch.device) -> tuple[list[slice], list[slice]]:
     """Blocks of vertices and of rows: a tile has those of one, those of the other, and a width."""
-    size = max(1, min(-(-width // 4), block_size(width, device)))
+    size = max(1, min(max(32, -(-width // 4)), block_size(width, device)))
     rows = [slice(start, min(start + size, width)) for start in range(0, width, size)]
-    return _blocks(own, size * width, device), rows
+    return _blocks(own, min(size, width) * width, device), rows

@@ -123,21 +123,19 @@ class SquaredDistances:
 
     Of float32 points they are expanded into inner products in float64, of others (where float64
     has nothing wider) computed from differences. Points that float32 cannot tell apart, or nearer
-    than 1e-12, are at distance 0, with gradient 0.
+    than 1e-12, are at distance 0. Autograd does not see them: use :meth:`gradient`.
 
     >>> SquaredDistances(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))[:1]
     tensor([[ 0., 25.]])
     """
 
     def __init__(self, points: Tensor) -> None:
-        self._points = points
+        self._points = points.detach()
         self._expands = points.dtype != torch.float64 and points.device.type != "mps"
+        wide = self._points.double() if self._expands else self._points
+        self._wide = wide - wide.mean(dim=0)
         if self._expands:
-            wide = points.double()
-            wide = wide - wide.detach().mean(dim=0)
-            lengths = wide.square().sum(1, keepdim=True)
-            self._factor = torch.cat((wide, torch.ones_like(lengths), lengths), dim=1)
-            self._resolution = 1e-14 * lengths.detach().to(points.dtype)
+            self._lengths = self._wide.square().sum(dim=1)
 
     def __getitem__(self, rows: slice) -> Tensor:
         """Those of some of the points, (rows, points)."""
@@ -146,9 +144,17 @@ class SquaredDistances:
                 self._points[rows], self._points, compute_mode="donot_use_mm_for_euclid_dist"
             ).square()
             return torch.where(squares > 1e-24, squares, 0)
-        # |a - b|² = -2 a·b + |a|² + |b|², as one product
-        wide, ones, lengths = self._factor[rows].tensor_split((-2, -1), dim=1)
-        product = torch.cat((-2 * wide, lengths, ones), dim=1) @ self._factor.T
-        squares = product.to(self._points.dtype)
-        resolution = self._resolution[rows] + self._resolution.T
-        return torch.where(squares > resolution.clamp_(min=1e-24), squares, 0)
+        # |a - b|² = |a|² + |b|² - 2 a·b
+        lengths = self._lengths[rows].unsqueeze(1) + self._lengths
+        squares = torch.addmm(lengths, self._wide[rows], self._wide.T, alpha=-2)
+        resolution = lengths.mul_(1e-14).clamp_(min=1e-24)
+        return squares.masked_fill_(squares <= resolution, 0).to(self._points.dtype)
+
+    def gradient(self, slope: Tensor) -> Tensor:
+        """Gradient by the points, given that by all squared distances, (points, points).
+
+        Where a distance is 0, so is its part.
+        """
+        both = (slope + slope.T).to(self._wide.dtype)
+        pulls = both.sum(dim=1, keepdim=True) * self._wide - both @ self._wide
+        return (2 * pulls).to(self._points.dtype)
