@@ -132,6 +132,8 @@ class SurveyStage:
         depends: the networks that the result depends on.
         data: pass over what the student learns from, or over what the ``teacher`` learned from.
         key: what else the result depends on, in plain values, such as the tap.
+        stand_in: makes figures of the same shapes, given the number of samples, for a trial of the
+            system before anything is measured. It refuses a number that ``measure`` would.
     """
 
     name: str
@@ -140,6 +142,7 @@ class SurveyStage:
     depends: tuple[nn.Module, ...] = ()
     data: Literal["train", "teacher"] = "teacher"
     key: tuple[str | int | float, ...] = ()
+    stand_in: Callable[[int], Mapping[str, Tensor]] | None = None
 
 
 Stage = FitStage | SurveyStage

@@ -90,7 +90,7 @@ def shortened(path: Path, files: Callable[[str], Path]) -> Recipe:
     data = data_of(recipe)
     for name, arm in recipe.contenders.items():
         if arm.system is not None and arm.system.arguments.get("head"):  # SSKD's stage
-            overrides.append(f"arms.{name}.system.head={{steps: 2}}")
+            overrides.append(f"arms.{name}.system.head={{steps: 2, schedule: constant}}")
         for position, term in enumerate(arm.terms):
             if term.loss.name == "crd" and data in TRAIN and TRAIN[data] < 1000:
                 overrides.append(f"arms.{name}.terms.{position}.loss.samples={TRAIN[data]}")

@@ -126,6 +126,30 @@ def test_peer_is_the_student_s_architecture_with_weights_of_its_own() -> None:
     assert again.peer[0][0].weight.abs().max() <= 6**-0.5
 
 
+class Wide(nn.Linear):
+    """Its last layer starts at zero, whatever that layer itself would draw."""
+
+    def __init__(self) -> None:
+        self.last = None
+        super().__init__(6, 8)
+        self.last = nn.Linear(8, 3)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.last is not None:
+            nn.init.zeros_(self.last.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(super().forward(x))
+
+
+def test_a_module_has_the_last_word_on_what_it_holds() -> None:
+    system = build(student=Wide())
+    assert not system.peer.last.weight.any()
+    assert not torch.equal(system.peer.weight, system.student.weight)
+
+
 def test_peer_follows_the_seed() -> None:
     peers = []
     for seed in (0, 0, 1):

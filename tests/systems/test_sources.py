@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from congener.engine import FitConfig, prepare
 from congener.engine.accumulate import accumulated_step
-from congener.errors import DataError, RecipeError
+from congener.errors import DataError, RecipeError, TapError
 from congener.losses import (
     AdaINLoss,
     CRDLoss,
@@ -545,6 +545,16 @@ def test_a_batch_without_index() -> None:
         system(batch, NOW)
 
 
+def test_crd_remembers_one_pair_of_taps() -> None:
+    taps = ("pooled", "dropout")
+    with pytest.raises(RecipeError) as error:
+        build(Term(CRDLoss(16, 24, 50, negatives=4), 1.0, taps, taps))
+    assert str(error.value) == (
+        "The term 'crd' remembers one pair of taps and has 2; write one term, with a loss and a "
+        "`name` of its own, for each."
+    )
+
+
 def test_negatives_are_drawn_for_crd_alone() -> None:
     class Mine(nn.Module):
         def forward(self, student_feature: Tensor, contrast_index: Tensor) -> Tensor:
@@ -586,19 +596,34 @@ def test_the_classifier_is_the_last_layer_of_as_many_outputs() -> None:
     assert system.answers["srrl"][0][0]._classifier[0] is teacher.classifier
 
 
+READS = "The term 'srrl' has the teacher's classifier read the student's feature, but the "
+
+
 @pytest.mark.parametrize(
-    ("tap", "strip", "reads"),
-    [("layer1", False, "12 channels and the classifier reads 24"), ("layer2", True, "is no nn.")],
+    ("tap", "shape", "deep"),
+    [("layer1", "(1, 12, 4, 4)", False), ("layer2", "(1, 24, 2, 2)", True)],
 )
-def test_a_classifier_that_does_not_fit_the_tap(tap: str, strip: bool, reads: str) -> None:
+def test_a_classifier_that_does_not_fit_the_tap(tap: str, shape: str, deep: bool) -> None:
+    """A classifier of as many channels as the map need not read it."""
     teacher = teacher_of_pictures()
-    if strip:
-        teacher.pooled = nn.Conv2d(24, CLASSES, 2)
-        teacher.classifier = nn.Flatten()
+    if deep:
+        teacher.classifier = nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, CLASSES))
     with pytest.raises(RecipeError) as error:
         build(Term(SRRLLoss(16, 24), 1.0, "layer2", tap), teacher=teacher)
-    assert str(error.value).startswith("The term 'srrl' needs the teacher's last map or feature")
-    assert reads in str(error.value)
+    assert str(error.value) == READS + (
+        f"mean of what the teacher's tap '{tap}' gives, {shape}, does not make it give the "
+        "teacher's logits; tap the map or feature that the classifier reads."
+    )
+
+
+def test_a_teacher_without_a_classifier() -> None:
+    teacher = teacher_of_pictures()
+    teacher.pooled, teacher.classifier = nn.Conv2d(24, CLASSES, 2), nn.Flatten()
+    with pytest.raises(RecipeError) as error:
+        build(Term(SRRLLoss(16, 24), 1.0, "layer2", "layer2"), teacher=teacher)
+    assert str(error.value) == READS + (
+        "teacher has no nn.Linear that gives its logits; choose another loss."
+    )
 
 
 def test_margins_are_those_of_the_normalisations_that_are_tapped() -> None:
@@ -649,6 +674,38 @@ def test_a_term_of_a_further_teacher_is_answered_by_it() -> None:
     )
     assert system.answers["srrl"][0][0]._classifier[0] is other.classifier
     system(batch_of(system.task), NOW)[0].backward()
+
+
+class Odd(nn.Module):
+    """A network with modules that give no feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.flat, self.whole = conv_net(norm=False), nn.Identity(), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        self.flat(logits[:, 0])
+        self.whole(logits.long())
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("tap", "gives"), [("flat", "(1,) of torch.float32"), ("whole", "(1, 3) of torch.int64")]
+)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("loss", [NDLoss(), AdaINLoss(), SRRLLoss(16, 24)], ids=type)
+def test_a_tap_that_gives_no_feature(loss: nn.Module, side: str, tap: str, gives: str) -> None:
+    taps = {"student": "layer2", "teacher": "layer2"} | {side: tap}
+    nets = {"student": conv_net(), "teacher": conv_net()} | {side: Odd()}
+    with pytest.raises(TapError) as error:
+        Distillation(
+            nets["student"], nets["teacher"], [Term(loss, 1.0, **taps)], task=TinyPictureTask()
+        )
+    assert str(error.value) == (
+        f"The tap {tap!r} gives {gives}, which is no feature (batch, channels) or (batch, "
+        "channels, ...) of floating point; tap another module."
+    )
 
 
 def test_no_teacher_is_a_part_of_the_system() -> None:

@@ -429,12 +429,12 @@ def test_samples_without_labels_teach_all_but_the_task() -> None:
     student = system.observe(batch)
     leaf = Outputs(
         student.logits.detach().requires_grad_(),
-        {"feature": student.features["feature"].detach().requires_grad_()},
+        {"pooled": student.features["pooled"].detach().requires_grad_()},
     )
     _, terms = system.score(leaf, teacher, batch, NOW)
     moved = {}
     for name, value in terms.items():
-        place = leaf.features["feature"] if name == "self_supervised" else leaf.logits
+        place = leaf.features["pooled"] if name == "self_supervised" else leaf.logits
         (gradient,) = torch.autograd.grad(value, place)
         moved[name] = (gradient != 0).any(1).view(6, 4)
     originals = torch.tensor([True, False, False, False]).expand(6, 4)
@@ -467,8 +467,9 @@ def test_pieces_are_the_whole_batch(pieces: int) -> None:
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-8, atol=1e-10)
 
 
-def test_balance_tells_how_the_match_pulls_at_the_feature() -> None:
-    system = build().train()
+@pytest.mark.parametrize("tap", ["pooled", "layer2"])
+def test_balance_tells_how_the_match_pulls_at_the_tap(tap: str) -> None:
+    system = build(student_tap=tap).train()
     batch = system.views(prepared_batch(system.task), NOW)
     student = system.observe(batch)
     _, terms = system.score(student, system.teacher(batch), batch, NOW)
@@ -553,6 +554,10 @@ def test_recipe_values_bind() -> None:
             "SSKD has no temperatures of 'task'; known: 'kd', 'self_supervised', 'transformed'.",
         ),
         (
+            {"transform": "rotation"},
+            "transform must be one of 'rotations', 'signal', not 'rotation'.",
+        ),
+        (
             {"crop": -1},
             "crop=-1 with transform='rotations': a crop is the width of a border of images, 0 or "
             "more; leave it out.",
@@ -590,6 +595,19 @@ def test_settings_of_the_stage_that_do_not_fit(head: dict[str, Any], sentence: s
     with pytest.raises(RecipeError) as error:
         prepare(system, system.task, CONFIG)
     assert str(error.value) == f"The settings of the stage 'sskd_head': {sentence}"
+
+
+def test_milestones_of_another_length_are_not_the_stages() -> None:
+    config = FitConfig(epochs=9, lr=0.1, schedule="multistep", milestones=(5, 7), device="cpu")
+    system = build(fitted=False, head={"steps": 6})
+    with pytest.raises(RecipeError) as error:
+        prepare(system, system.task, config)
+    assert str(error.value) == (
+        "The settings of the stage 'sskd_head': with a length of its own it needs `milestones` of "
+        "its own too, or another `schedule`."
+    )
+    for more in ({"milestones": [3]}, {"schedule": "cosine"}):
+        prepare(build(fitted=False, head={"steps": 6, **more}), system.task, config)
 
 
 def test_tokens_are_no_signal() -> None:
@@ -631,6 +649,6 @@ def test_a_tap_without_channels_is_refused() -> None:
     with pytest.raises(CongenerError) as error:
         SSKD(Net(), conv_teacher().double(), task=Wide(), student_tap="flat", teacher_tap="pooled")
     assert str(error.value) == (
-        "The tap 'flat' gives (3,) of torch.float64; SSKD's head needs features (batch, channels) "
-        "or maps (batch, channels, ...) of floating point."
+        "The tap 'flat' gives (3,) of torch.float64, which is no feature (batch, channels) or "
+        "(batch, channels, ...) of floating point; tap another module."
     )

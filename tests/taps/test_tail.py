@@ -187,6 +187,26 @@ def test_the_batch_that_was_learnt_from_is_no_accident() -> None:
         assert torch.equal(tail(value, lambda: net(value)), wanted)
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda deep, early: deep.masked_fill(early == 0, -1.0),
+        lambda deep, early: torch.where(early > 50, 2 * deep, deep),
+        lambda deep, early: torch.where(early < -50, 2 * deep, deep),
+    ],
+)
+def test_what_is_compared_is_needed(how: Any) -> None:
+    """A comparison with NaN is false, and so it is for the batch that was learnt from."""
+    net = Skip(how)
+    net.early.weight.zero_()
+    net.early.bias.fill_(1.0)
+    tail, value = Tail(net, "deep"), torch.ones(2, 3)
+    for bias in (1.0, 0.0, 100.0, -100.0):
+        net.early.bias.fill_(bias)
+        wanted = net.head(how(value, net.early(value)))
+        assert torch.equal(tail(value, lambda: net(value)), wanted)
+
+
 def test_a_value_that_goes_in_is_not_changed_in_place() -> None:
     net = nn.Sequential(nn.Tanh(), nn.ReLU(inplace=True))
     value = torch.tensor([[-1.0, 2.0]])
@@ -279,6 +299,15 @@ def test_a_module_that_fires_twice_is_told() -> None:
 def test_a_path_that_does_not_exist() -> None:
     with pytest.raises(TapError, match="no module 'block' to tap; did you mean 'blocks'"):
         Tail(Net(), "block")
+
+
+def test_tokens_read_as_a_map_are_refused() -> None:
+    with pytest.raises(TapError) as error:
+        Tail(Net(), "blocks:4x4")
+    assert str(error.value) == (
+        "A network cannot run from tokens that are read as a map, as at 'blocks:4x4'; tap a "
+        "module that gives a map."
+    )
 
 
 def test_a_compiled_network_is_refused() -> None:

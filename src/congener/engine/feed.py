@@ -20,6 +20,7 @@ from congener.types import Batch
 __all__ = [
     "epoch_batches",
     "evaluation_batches",
+    "seeded",
     "size",
     "steps_in_epoch",
     "steps_per_epoch",
@@ -147,11 +148,11 @@ class _Indexed(Dataset[Any]):
         whole = getattr(self.dataset, "__getitems__", None)
         if whole is None or not _returns_batches(self.dataset):
             return indices, [self._sample(index) for index in indices]
-        with _seeded(hash((self.seed, self.epoch, *indices))):
+        with seeded(hash((self.seed, self.epoch, *indices))):
             return indices, whole(indices)
 
     def _sample(self, index: int) -> Any:
-        with _seeded(hash((self.seed, self.epoch, index))):
+        with seeded(hash((self.seed, self.epoch, index))):
             return self.dataset[index]
 
 
@@ -163,7 +164,7 @@ def _returns_batches(dataset: Dataset[Any]) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, then put them back as they were."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (users' transforms)
     state = torch.get_rng_state()

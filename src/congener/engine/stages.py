@@ -62,7 +62,7 @@ def prepare(
         task: whose data are used.
         config: the settings of the fit that is prepared for; a stage may change some.
         train: what the student learns from; default: the task's training set.
-        seed: of the stages' fits.
+        seed: of the stages' fits; no part of the key, for one result serves every student.
         folder: where results are kept; default: nowhere.
         log: where events go.
 
@@ -210,6 +210,11 @@ def _settings(stage: FitStage, config: FitConfig) -> FitConfig:
     changes["sampler"] = "shuffle"
     if {"epochs", "steps"} & stage.settings.keys():
         changes |= {"epochs": None, "steps": None}
+        if config.milestones and not {"schedule", "milestones"} & stage.settings.keys():
+            raise RecipeError(
+                f"The settings of the stage {stage.name!r}: with a length of its own it needs "
+                "`milestones` of its own too, or another `schedule`."
+            )
     if "schedule" in stage.settings:
         changes["milestones"] = ()
     try:

@@ -74,6 +74,8 @@ class CRDLoss(Loss):
         super().__init__()
         check_temperature(temperature)
         check_momentum(momentum)
+        if negatives < 1:
+            raise ValueError(f"negatives must be at least 1, not {negatives}.")
         check_reduction(reduction, scope)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
         self.samples, self.width = samples, width

@@ -10,7 +10,7 @@ from congener.ops.checks import check_floating, check_logits, check_mask, check_
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
-from congener.ops.spatial import positions
+from congener.ops.spatial import pooled
 
 __all__ = ["srrl_feature_loss", "srrl_logit_loss"]
 
@@ -79,5 +79,5 @@ def srrl_logit_loss(
 
 
 def _pooled(feature: Tensor, mask: Tensor | None) -> Tensor:
-    (wide,) = upcast(blank_rows(positions(feature), mask))
-    return wide.mean(dim=2)
+    (wide,) = upcast(blank_rows(feature, mask))
+    return pooled(wide)

@@ -5,7 +5,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["as_map", "match_sizes", "pixels_as_rows", "positions"]
+__all__ = ["as_map", "match_sizes", "pixels_as_rows", "pooled", "positions"]
 
 
 def match_sizes(
@@ -37,3 +37,8 @@ def as_map(feature: Tensor) -> Tensor:
 def positions(feature: Tensor) -> Tensor:
     """A feature (batch, channels, ...) as (batch, channels, positions)."""
     return feature.unsqueeze(2) if feature.dim() == 2 else feature.flatten(2)
+
+
+def pooled(feature: Tensor) -> Tensor:
+    """The mean of a map (batch, channels, ...) over its positions; (batch, channels) as it is."""
+    return feature if feature.dim() == 2 else feature.flatten(2).mean(dim=2)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from congener.errors import NonFiniteLossError, RecipeError, did_you_mean
 from congener.system import Stage, System, TeacherLike
-from congener.systems.probe import probe
+from congener.systems.probe import check_feature, probe
 from congener.systems.sources import (
     Margins,
     Pair,
@@ -125,12 +125,19 @@ class Distillation(System):
 
     def _answers(self, bound: "_Bound", teacher: nn.Module) -> nn.ModuleList:
         """For each pair of a term's taps, what answers the further words of its loss."""
+        if len(bound.student) > 1 and any(kind.lone for kind in bound.kinds):
+            raise RecipeError(
+                f"The term {bound.name!r} remembers one pair of taps and has {len(bound.student)}; "
+                "write one term, with a loss and a `name` of its own, for each."
+            )
         mine = probe(self.student, self.task, bound.student).features
         said = probe(teacher, self.task, bound.teacher)
+        for tap, feature in (*mine.items(), *said.features.items()):
+            check_feature(tap, feature)
         pairs = [
             Pair(
                 bound.name, bound.term.loss, teacher, self.task, theirs,
-                mine[path], said.features[theirs], said.logits.shape[-1],
+                mine[path], said.features[theirs], said.logits,
             )
             for path, theirs in zip(bound.student, bound.teacher, strict=True)
         ]  # fmt: skip

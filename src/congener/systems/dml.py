@@ -10,9 +10,9 @@ is detached: no network is trained to be easy to follow.
 
 What it owns beyond a loss
     The second network, ``peer``, as long as training lasts. By default it is a copy of the student
-    whose layers draw their weights anew, each by its own ``reset_parameters``: PyTorch's initial
-    weights, which need not be those of the network's own recipe. Give ``peer`` where that matters,
-    or for another architecture.
+    whose modules draw their weights anew, each by its own ``reset_parameters`` and the inner ones
+    first: PyTorch's initial weights, which need not be those of the network's own recipe. Give
+    ``peer`` where that matters, or for another architecture.
 
 Differences from the paper
     Both networks take their step at once, from one total. The paper alternates: the first network
@@ -141,7 +141,7 @@ def _drawn_anew(student: nn.Module) -> nn.Module:
     peer = deepcopy(student)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() + SEED_OFFSET)
-        for name, module in peer.named_modules():
+        for name, module in reversed(list(peer.named_modules())):  # what holds others has its say
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
                 reset()

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from congener.taps import Taps
+from congener.errors import TapError
+from congener.ops.spatial import pooled
+from congener.taps import Taps, bare
 from congener.task import Task
 from congener.types import Batch, Outputs
 
-__all__ = ["first_sample", "probe"]
+__all__ = ["check_feature", "classifies", "first_sample", "last_linear", "probe"]
 
 
 def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
@@ -49,3 +51,32 @@ def first_sample(task: Task) -> Batch:
         batch = task.collate(whole([0]) if whole is not None else [data[0]])
     batch.setdefault("index", torch.tensor([0]))
     return task.prepare(batch, train=False, seed=0, epoch=0)
+
+
+def check_feature(tap: str, feature: Tensor) -> None:
+    """What a tap gives must be a feature with channels.
+
+    Raises:
+        TapError: it is not.
+    """
+    if feature.dim() < 2 or not feature.is_floating_point():
+        raise TapError(
+            f"The tap {tap!r} gives {tuple(feature.shape)} of {feature.dtype}, which is no feature "
+            "(batch, channels) or (batch, channels, ...) of floating point; tap another module."
+        )
+
+
+def last_linear(network: nn.Module, classes: int) -> nn.Linear | None:
+    """The last linear layer of a network that has so many outputs."""
+    layers = [m for m in bare(network).modules() if isinstance(m, nn.Linear)]
+    return next((layer for layer in reversed(layers) if layer.out_features == classes), None)
+
+
+def classifies(classifier: nn.Module, feature: Tensor, logits: Tensor) -> bool:
+    """Whether a module gives these logits for the mean of a feature over its positions."""
+    try:
+        with torch.no_grad():
+            again = classifier(pooled(feature))
+        return torch.allclose(again, logits, rtol=1e-4, atol=1e-4)
+    except RuntimeError:  # it was made for other channels, or gives something else
+        return False

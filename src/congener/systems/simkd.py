@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from congener.errors import RecipeError, ShapeError, did_you_mean
 from congener.losses import SimKDLoss, SimKDProjector, simkd_loss
 from congener.system import System
-from congener.systems.probe import first_sample, probe
+from congener.systems.probe import classifies, first_sample, last_linear, probe
 from congener.taps import Taps, bare
 from congener.task import Task
 from congener.teachers import FrozenTeacher
@@ -98,7 +98,13 @@ class SimKD(System):
         theirs = probe(teacher, task, [teacher_tap])
         their_map = _as_map(theirs.features[teacher_tap], teacher_tap)
         reused = deepcopy(_classifier(teacher, classifier, theirs.logits.shape[-1])).eval()
-        _check_classifier(reused, their_map, theirs.logits, teacher_tap)
+        if not classifies(reused, their_map, theirs.logits):
+            raise RecipeError(
+                f"The teacher's classifier, applied to the average of what its tap {teacher_tap!r} "
+                "gives, does not give the teacher's logits; as `teacher_tap`, name the map that it "
+                "averages (or the vector that it classifies), and as `classifier` the module that "
+                "reads this."
+            )
         mine = probe(student, task, [student_tap]).features[student_tap]
         my_channels, their_channels = _as_map(mine, student_tap).shape[1], their_map.shape[1]
         projector = SimKDProjector(my_channels, their_channels, factor)
@@ -202,39 +208,19 @@ def _as_map(feature: Tensor, tap: str) -> Tensor:
 
 def _classifier(teacher: nn.Module, path: str | None, classes: int) -> nn.Module:
     """The module at a path, or the last linear layer of so many classes."""
-    modules: dict[str, nn.Module] = dict(bare(teacher).named_modules())
     if path is None:
-        fitting = [
-            m for m in modules.values() if isinstance(m, nn.Linear) and m.out_features == classes
-        ]
-        if not fitting:
+        layer = last_linear(teacher, classes)
+        if layer is None:
             raise RecipeError(
                 f"The teacher has no linear layer of {classes} outputs to reuse; name the module "
                 "that classifies by its path, `classifier`."
             )
-        return fitting[-1]
+        return layer
+    modules: dict[str, nn.Module] = dict(bare(teacher).named_modules())
     if not path or path not in modules:
         known = [name for name in modules if name]
         raise RecipeError(f"The teacher has no module {path!r}; {did_you_mean(path, known)}")
     return modules[path]
-
-
-def _check_classifier(
-    classifier: nn.Module, feature: Tensor, logits: Tensor, tap: str, tolerance: float = 1e-4
-) -> None:
-    """The classifier must give the teacher's logits for the average of the teacher's map."""
-    try:
-        with torch.no_grad():
-            again = classifier(feature.mean(dim=(2, 3)))
-        same = torch.allclose(again, logits, rtol=tolerance, atol=tolerance)
-    except RuntimeError:  # it was made for other channels, or gives something else
-        same = False
-    if not same:
-        raise RecipeError(
-            f"The teacher's classifier, applied to the average of what its tap {tap!r} gives, does "
-            "not give the teacher's logits; as `teacher_tap`, name the map that it averages (or "
-            "the vector that it classifies), and as `classifier` the module that reads this."
-        )
 
 
 def _freeze_behind(student: nn.Module, task: Task, tap: str) -> None:

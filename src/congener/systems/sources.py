@@ -18,6 +18,7 @@ from congener.losses import adain, ofd_margin
 from congener.ops.projectors import ConvNorm
 from congener.ops.spatial import positions
 from congener.system import Stage
+from congener.systems.probe import classifies, last_linear
 from congener.taps import Tail, bare
 from congener.task import Task
 from congener.teachers import FrozenTeacher
@@ -29,7 +30,8 @@ __all__ = ["Margins", "Pair", "RestyledLogits", "Seen", "Source", "TeacherClassi
 class Pair(NamedTuple):
     """A pair of taps that a term compares, and what is known of it before training.
 
-    ``term`` is the term's name and ``tap`` the teacher's; the features are those of one sample.
+    ``term`` is the term's name and ``tap`` the teacher's; features and logits are those of one
+    sample.
     """
 
     term: str
@@ -39,7 +41,7 @@ class Pair(NamedTuple):
     tap: str
     student_feature: Tensor
     teacher_feature: Tensor
-    classes: int
+    teacher_logits: Tensor
 
 
 class Seen(NamedTuple):
@@ -58,9 +60,11 @@ class Source(nn.Module, ABC):
 
     Attributes:
         words: the arguments of a loss that it answers.
+        lone: whether its term can have one pair of taps only.
     """
 
     words: ClassVar[tuple[str, ...]]
+    lone: ClassVar[bool] = False
 
     def stages(self) -> Sequence[Stage]:
         """What must be measured before training."""
@@ -122,23 +126,29 @@ class RestyledLogits(Source):
 
 @final
 class TeacherClassifier(Source):
-    """The teacher's last linear layer, which SRRL has read the student's feature."""
+    """The teacher's last linear layer, which SRRL has read the student's feature.
+
+    That it reads the mean of what the teacher is tapped at is tried on a sample.
+    """
 
     words = ("classifier_weight", "classifier_bias")
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()
-        layers = [m for m in bare(pair.teacher).modules() if isinstance(m, nn.Linear)]
-        layers = [layer for layer in layers if layer.out_features == pair.classes]
-        channels = pair.teacher_feature.shape[1]
-        if not layers or layers[-1].in_features != channels:
-            reads = f"reads {layers[-1].in_features}" if layers else "is no nn.Linear"
+        layer = last_linear(pair.teacher, pair.teacher_logits.shape[-1])
+        if layer is None:
             raise RecipeError(
-                f"The term {pair.term!r} needs the teacher's last map or feature, for its "
-                f"classifier to read, but its tap {pair.tap!r} gives {channels} channels and the "
-                f"classifier {reads}; tap what the classifier reads."
+                f"The term {pair.term!r} has the teacher's classifier read the student's feature, "
+                "but the teacher has no nn.Linear that gives its logits; choose another loss."
             )
-        self._classifier = (layers[-1],)  # in a tuple, since it is no part of the system
+        if not classifies(layer, pair.teacher_feature, pair.teacher_logits):
+            raise RecipeError(
+                f"The term {pair.term!r} has the teacher's classifier read the student's feature, "
+                f"but the mean of what the teacher's tap {pair.tap!r} gives, "
+                f"{tuple(pair.teacher_feature.shape)}, does not make it give the teacher's logits; "
+                "tap the map or feature that the classifier reads."
+            )
+        self._classifier = (layer,)  # in a tuple, since it is no part of the system
 
     def forward(self, now: Seen) -> dict[str, Any]:
         """The layer's parameters."""

@@ -46,8 +46,9 @@ from torch import nn
 
 from congener.errors import RecipeError, did_you_mean
 from congener.losses import KDLoss, SSKDLoss, SSKDTransformedLoss
+from congener.ops.spatial import pooled
 from congener.system import FitStage, System
-from congener.systems.sskd_head import SSKDHead, SSKDTeacher, build_head, pooled
+from congener.systems.sskd_head import SSKDHead, SSKDTeacher, build_head
 from congener.systems.sskd_views import VIEWS, Transform, Views, untransformed
 from congener.taps import Taps
 from congener.task import Task
@@ -165,7 +166,7 @@ class SSKD(System):
     def observe(self, batch: Batch) -> Outputs:
         """Run the student on all views at once and read its penultimate feature."""
         result, features = self._taps(lambda: self.task.call(self.student, batch))
-        return Outputs(self.task.logits(result), {"feature": pooled(features[self.student_tap])})
+        return Outputs(self.task.logits(result), features)
 
     def score(
         self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress
@@ -175,7 +176,7 @@ class SSKD(System):
         mine, theirs = student.logits[::VIEWS], teacher.logits[::VIEWS]
         samples = untransformed(batch)
         labels = torch.where(samples["labels"] < 0, theirs.argmax(dim=1), samples["labels"])
-        rows = self.student_head(student.features["feature"])
+        rows = self.student_head(pooled(student.features[self.student_tap]))
         terms = {
             "task": self.task.loss(mine, samples),
             "kd": self.kd(mine, theirs),

@@ -9,16 +9,17 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from congener.errors import RecipeError, TapError
+from congener.errors import RecipeError
 from congener.losses import SSKDLoss, sskd_head_loss
+from congener.ops.spatial import pooled
 from congener.system import System
-from congener.systems.probe import probe
+from congener.systems.probe import check_feature, probe
 from congener.systems.sskd_views import VIEWS, Views
 from congener.task import Task
 from congener.teachers import FrozenTeacher
 from congener.types import Batch, Outputs, Progress, StepResult
 
-__all__ = ["SSKDHead", "SSKDTeacher", "build_head", "pooled"]
+__all__ = ["SSKDHead", "SSKDTeacher", "build_head"]
 
 
 def build_head(network: nn.Module, task: Task, tap: str) -> nn.Sequential:
@@ -28,20 +29,11 @@ def build_head(network: nn.Module, task: Task, tap: str) -> nn.Sequential:
         TapError: no such tap, or no feature with channels there.
     """
     feature = probe(network, task, [tap]).features[tap]
-    if feature.dim() < 2 or not feature.is_floating_point():
-        raise TapError(
-            f"The tap {tap!r} gives {tuple(feature.shape)} of {feature.dtype}; SSKD's head needs "
-            "features (batch, channels) or maps (batch, channels, ...) of floating point."
-        )
+    check_feature(tap, feature)
     width, dtype = feature.shape[1], feature.dtype
     return nn.Sequential(
         nn.Linear(width, width, dtype=dtype), nn.ReLU(), nn.Linear(width, width, dtype=dtype)
     )
-
-
-def pooled(feature: Tensor) -> Tensor:
-    """The mean over the positions of a map; features (batch, channels) as they are."""
-    return feature if feature.dim() == 2 else feature.flatten(2).mean(dim=2)
 
 
 @final

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from congener.errors import RecipeError, ShapeError
+from congener.ops.checks import check_choice
 from congener.ops.keyed_random import keyed_uniform
 from congener.systems.probe import first_sample
 from congener.task import Task
@@ -39,9 +40,11 @@ class Views:
     Raises:
         RecipeError: samples without an image, or a crop that cannot be cut.
         ShapeError: samples that cannot be transformed so.
+        ValueError: an unknown transform.
     """
 
     def __init__(self, task: Task, transform: Transform, crop: int) -> None:
+        check_choice("transform", transform, ("rotations", "signal"))
         self.transform, self.crop = transform, crop
         first = first_sample(task)
         if INPUT not in first:

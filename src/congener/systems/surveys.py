@@ -13,7 +13,7 @@ from congener.losses.nd_parts import class_sums, means_of_sums
 from congener.ops.batch_norm import BatchNorm
 from congener.ops.collectives import gather_rows
 from congener.ops.precision import upcast
-from congener.ops.spatial import as_map, positions
+from congener.ops.spatial import as_map, pooled
 from congener.system import Stage, SurveyStage
 from congener.systems.sources import Pair, Seen, Source
 from congener.teachers import FrozenTeacher
@@ -60,6 +60,7 @@ class ClassMeans(Source):
             SurveyStage(
                 "class_means", self._measure, self._receive, (self._teacher.model,),
                 key=(self._tap, len(self.class_means)),
+                stand_in=lambda _: {"class_means": torch.ones_like(self.class_means)},
             )
         ]  # fmt: skip
 
@@ -113,6 +114,7 @@ class ContrastIndex(Source):
     """
 
     words = ("contrast_index",)
+    lone = True  # another pair would write into the same rows of the banks
 
     labels: Tensor
 
@@ -133,7 +135,8 @@ class ContrastIndex(Source):
         samples = len(self.labels)
         return [
             SurveyStage(
-                "crd_labels", self._measure, self._receive, data="train", key=(samples,)
+                "crd_labels", self._measure, self._receive, data="train", key=(samples,),
+                stand_in=self._stand_in,
             )
         ]  # fmt: skip
 
@@ -145,7 +148,19 @@ class ContrastIndex(Source):
                 labels = torch.full_like(batch["index"], -1)
             rows.append(torch.stack((batch["index"], labels.long()), dim=1).cpu())
         everyone, _ = gather_rows(torch.cat(rows).to(_device(self._teacher)))
-        index, labels = everyone.cpu().unbind(1)
+        labels = self._by_index(*everyone.cpu().unbind(1))
+        try:
+            self._draw(torch.zeros(1, dtype=torch.int64), labels, step=0)
+        except ValueError as error:
+            raise DataError(f"The term {self._term!r} has nothing to contrast: {error}") from error
+        return {"labels": labels}
+
+    def _stand_in(self, samples: int) -> dict[str, Tensor]:
+        each = torch.arange(samples)  # is of a class of its own
+        return {"labels": self._by_index(each, each)}
+
+    def _by_index(self, index: Tensor, labels: Tensor) -> Tensor:
+        """Labels in the order of the banks' rows."""
         index, order = index.sort()
         if not torch.equal(index, torch.arange(len(self.labels))):
             raise DataError(
@@ -153,11 +168,7 @@ class ContrastIndex(Source):
                 f"set has {len(index)}, of index {index.min()}…{index.max()}; set `samples` to the "
                 "size of the training set, whose samples are counted from 0."
             )
-        try:
-            self._draw(index[:1], labels[order], step=0)
-        except ValueError as error:
-            raise DataError(f"The term {self._term!r} has nothing to contrast: {error}") from error
-        return {"labels": labels[order]}
+        return labels[order]
 
     def _receive(self, figures: Mapping[str, Tensor]) -> None:
         self.labels.copy_(figures["labels"])
@@ -181,8 +192,8 @@ def _device(teacher: FrozenTeacher) -> torch.device:
 
 
 def _pooled(feature: Tensor) -> Tensor:
-    (wide,) = upcast(positions(feature))
-    return wide.mean(dim=2)
+    (wide,) = upcast(feature)
+    return pooled(wide)
 
 
 def _require(measured: bool, term: str) -> None:
