@@ -78,8 +78,8 @@ def bench(
         command: how to repeat it, for the record.
 
     Returns:
-        One record for each arm but ``hard`` and ``kd``, which stand beside them (on the first
-        process; none on the others).
+        One record for each arm but ``hard`` and ``kd``, which stand beside them, and those that
+        are only the start of another (on the first process; none on the others).
 
     Raises:
         RecipeError: recipes that do not share what makes them comparable.
@@ -92,7 +92,7 @@ def bench(
     assembly = Assembly(recipe, trust)
     assembly.check()
     task, held = assembly.task, Assembly(sliced, trust).task
-    arms = [arm for arm in recipe.contenders if arm not in BESIDE] or list(recipe.contenders)
+    arms = _methods(recipe)
     _check_folders(recipe, arms, out, records, resume=resume)
     state = process_state(recipe.train)
     state.wait_for_everyone()  # so that nobody takes what the first one writes for older
@@ -109,6 +109,12 @@ def bench(
     written = [_record(records, arm, tuned, out / "run", metrics, tuning, floor) for arm in arms]
     write_records(records)
     return written
+
+
+def _methods(recipe: Recipe) -> list[str]:
+    """The arms that have a record: not those beside them, nor what is only another's start."""
+    beside = {*BESIDE, *recipe.starts}
+    return [arm for arm in recipe.contenders if arm not in beside] or list(recipe.contenders)
 
 
 def _check_folders(
@@ -179,7 +185,7 @@ def merge(recipes: Sequence[Recipe]) -> Recipe:
             "rename it."
         )
     names = ", ".join(recipe.name for recipe in recipes)
-    changes = {"arms": arms, "terms": (), "system": None, "title": names}
+    changes = {"arms": arms, "terms": (), "system": None, "task_weight": 1.0, "title": names}
     return first.model_copy(update=changes)
 
 
@@ -377,6 +383,7 @@ def _record(
         "starts_from": described.starts_from,
         "learns_from": described.learns_from,
         "student": rows[arm]["model"],
+        "parameters": {name: rows[name]["parameters"] for name in names},
         "seeds": metrics["seeds"],
         "steps": metrics["steps"],
         "batch_size": metrics["batch_size"],

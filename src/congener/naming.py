@@ -15,9 +15,11 @@ __all__ = ["accepted_names", "bind", "expected", "resolve"]
 KINDS = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "finite_number": "a "
     "finite number", "string": "text", "path": "a path", "tuple": "a list, as in [0, 1]",
-    "list": "a list, as in [0, 1]", "sequence": "a list, as in [0, 1]", "dict": "a mapping of "
-    "names to values", "model": "a mapping of names to values", "unexpected_keyword_argument":
-    "no key of that name", "dataclass": "'own', or a mapping of mean, std and size",
+    "list": "a list, as in [0, 1]", "sequence": "a list, as in [0, 1]",
+    "sequence_str": "a list, as in [0, 1]", "dict": "a mapping of names to values",
+    "mapping": "a mapping of names to values", "model": "a mapping of names to values",
+    "unexpected_keyword_argument": "no key of that name",
+    "dataclass": "'own', or a mapping of mean, std and size",
 }  # fmt: skip
 """What a value should have been, by the kind of pydantic's error."""
 
@@ -76,6 +78,8 @@ def bind(
 ) -> dict[str, Any]:
     """Keyword arguments for ``function``: those given, and those defaults that it knows.
 
+    Text and numbers are passed as what they stand for, such as 8 for "8" or 8.0.
+
     Raises:
         RecipeError: an argument that it does not take, lacks, or whose type differs, before
             anything is built.
@@ -91,8 +95,7 @@ def bind(
     for key, required in accepted.items():
         if required and key not in arguments:
             raise RecipeError(f"The {kind} {name!r} needs the argument {key!r}.")
-    _check_types(kind, name, function, given)
-    return arguments
+    return arguments | _checked(kind, name, function, given)
 
 
 def expected(problem: Mapping[str, Any]) -> str:
@@ -107,9 +110,11 @@ def expected(problem: Mapping[str, Any]) -> str:
     return message.replace("Input should be", "expected", 1).removeprefix("Value error, ")
 
 
-def _check_types(
+def _checked(
     kind: str, name: str, function: Callable[..., Any], given: Mapping[str, Any]
-) -> None:
+) -> dict[str, Any]:
+    """The values given, as ``function`` wants them."""
+    checked = dict(given)
     annotated = function.__init__ if inspect.isclass(function) else function
     hints = get_type_hints(annotated)
     for hint in list(hints.values()):
@@ -124,9 +129,13 @@ def _check_types(
         except (PydanticSchemaGenerationError, TypeError):
             continue  # a type that cannot be checked from outside, such as a record of ours
         try:
-            adapter.validate_python(value)
+            found = adapter.validate_python(value)
         except ValidationError as error:
+            problems = error.errors()  # of a union, one for each alternative
+            told = [p for p in problems if not str(p["type"]).startswith("dataclass")] or problems
             raise RecipeError(
-                f"The argument {key!r} of the {kind} {name!r} is {value!r}: "
-                f"{expected(error.errors()[0])}."
+                f"The argument {key!r} of the {kind} {name!r} is {value!r}: {expected(told[0])}."
             ) from error
+        if isinstance(value, str | float):
+            checked[key] = found
+    return checked

@@ -494,7 +494,7 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     inside: dict[str, type[BaseModel]] = {
         "train": FitConfig, "published": Published, "TermSpec": TermSpec, "arms": Arm,
     }  # fmt: skip
-    for step in reversed(path):
+    for step in (each.removesuffix("]").rpartition(" ")[2] for each in reversed(path)):
         if step in inside:
             return list(inside[step].model_fields)
     return list(Recipe.model_fields)

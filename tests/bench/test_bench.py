@@ -11,18 +11,24 @@ import mnist1d.data
 import numpy as np
 import pytest
 import torch
+from ruamel.yaml import YAML
 from scipy import stats
 from tests.bench.conftest import CLASSIFIERS, TERMS, recipe
 
 from congener import bench
 from congener.assembly import Assembly
 from congener.errors import CongenerError, NonFiniteLossError, RecipeError, RunError
-from congener.recipe import Recipe, load_recipe
+from congener.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from congener.runlog import read_json
 from congener.runner import compare
 
 NOTHING: dict[str, Any] = {"trust": (), "observers": (), "command": None}
 ROOT = "image_classification-mnist1d-"
+
+
+def yaml(text: str) -> dict[str, Any]:
+    values: dict[str, Any] = YAML(typ="safe").load(text)
+    return values
 
 
 def refused(*recipes: Recipe) -> str:
@@ -50,6 +56,20 @@ def test_the_one_arm_of_a_short_recipe_counts() -> None:
     merged = bench.merge([short, recipe("sp")])
     assert list(merged.contenders) == ["distilled", "sp"]
     assert merged.contenders["distilled"].task_weight == 0.1
+
+
+def test_a_merged_recipe_can_be_read_again() -> None:
+    merged = bench.merge([recipe(terms=TERMS["kd"]["terms"], task_weight=0.1)])
+    assert parse_recipe(yaml(dump_recipe(merged))).contenders == merged.contenders
+
+
+def test_what_is_only_the_start_of_another_arm_has_no_record() -> None:
+    hint = TERMS["sp"] | {"task_weight": 0}
+    arms = {"hint": hint, "kd": TERMS["kd"], "fitnets": TERMS["kd"] | {"starts_from": "hint"}}
+    assert bench._methods(recipe(arms=arms)) == ["fitnets"]
+    arms["hint"] = TERMS["sp"] | {"task_weight": 0.1}
+    assert bench._methods(recipe(arms=arms)) == ["hint", "fitnets"]
+    assert bench._methods(recipe("kd")) == ["kd"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from congener.engine import FitConfig, steps_per_epoch
-from congener.engine.feed import epoch_batches
+from congener.engine.feed import epoch_batches, size
 from congener.errors import DataError
 from congener.recipe import parse_recipe
 from congener.runner import execute
@@ -54,6 +54,9 @@ def test_labelled_per_batch_needs_samples_without_label() -> None:
     config = FitConfig(epochs=1, batch_size=20, labelled_per_batch=5)
     with pytest.raises(DataError, match=r"labelled_per_batch=5 needs a training set in which some"):
         steps_per_epoch(task.splits["train"], config, task.labelled)
+    for labelled in (torch.arange(0), torch.arange(size(task.splits["train"]))):
+        with pytest.raises(DataError, match="some samples have a label and some have none; leave"):
+            steps_per_epoch(task.splits["train"], config, labelled)
 
 
 def test_the_student_alone_trains_on_the_labelled_samples_for_as_many_steps(tmp_path: Any) -> None:

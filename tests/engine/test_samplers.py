@@ -114,6 +114,11 @@ def test_every_group_comes_equally_often() -> None:
     assert all(abs(n / 180 - 1) < 0.2 for n in counts.values())  # 60 · 5 · 3 / 5 = 180
 
 
+def test_each_batch_draws_its_groups_anew() -> None:
+    drawn = [{int(GROUPS[block[0]]) for block in blocks([batch])} for batch in feed()]
+    assert len({frozenset(groups) for groups in drawn}) > 2  # of 5, among 10 triples
+
+
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     first = feed()
     torch.manual_seed(99)
@@ -192,6 +197,7 @@ def test_groups_that_do_not_fit(groups: Any, processes: int, sentence: str) -> N
         check_groups(config, groups, 40, processes=processes)
     check_groups(config.model_copy(update={"sampler": "shuffle"}), groups, 40, processes=processes)
     check_groups(config, GROUPS, 40, processes=3)
+    check_groups(config, GROUPS.clamp(max=9) // 2, 40)  # three groups, all in each batch
 
 
 TRAINING = FitConfig(

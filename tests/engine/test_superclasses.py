@@ -67,6 +67,14 @@ def test_clusters_of_samples_that_lie_apart_are_found_in_order() -> None:
         find(Counted(), tap="nowhere")
 
 
+def test_every_seed_finds_them_and_numbers_them_its_own_way() -> None:
+    """Starts that lie apart do; samples picked at random would often share a cluster."""
+    labels = well_apart().splits["train"].labels
+    found = [find(Counted(), tap="feature", seed=seed) for seed in range(6)]
+    assert all(same_partition(each, labels) for each in found)
+    assert len({tuple(each.tolist()) for each in found}) > 1
+
+
 def test_the_tap_is_what_is_clustered() -> None:
     """The logits cannot tell the samples apart; the fifth feature can."""
     task, side = TinyTask(30), torch.arange(30) % 2

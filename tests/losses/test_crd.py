@@ -328,5 +328,7 @@ def test_maps_are_flattened_and_what_does_not_fit_is_told() -> None:
         crd_contrast_index(index, torch.arange(11), step=0, negatives=0)
     with pytest.raises(ValueError, match="momentum must lie between 0 and 1, not 3"):
         CRDLoss(4, 6, 11, momentum=3.0)
+    with pytest.raises(ValueError, match="negatives must be at least 1, not 0"):
+        CRDLoss(4, 6, 11, negatives=0)
     with pytest.raises(ValueError, match="momentum must lie between 0 and 1, not 2"):
         crd_update(banks()[0], embeddings(0)[0], INDEX, momentum=2)

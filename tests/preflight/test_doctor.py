@@ -15,8 +15,11 @@ from congener import Term
 from congener.engine import prepare
 from congener.losses import CKDLoss, KDLoss, NDLoss, SimKDLoss, SPLoss
 from congener.preflight import Finding, doctor
+from congener.preflight import teachers as preflight
 from congener.runlog import RunLog
+from congener.schedules import Schedule
 from congener.tasks.image_classification import ArrayDataset, ImageClassification, data
+from congener.tasks.image_classification.data.splits import labelled_positions
 from congener.tasks.image_classification.models import cnn1d, mlp
 from congener.types import Batch
 
@@ -381,6 +384,177 @@ def test_23_labels_off_by_one(task: Any, teacher: nn.Module) -> None:
 
 # --- what it must not do -----------------------------------------------------------------------
 
+
+def as_task(task: Any, **changes: Any) -> ImageClassification:
+    other = ImageClassification.__new__(ImageClassification)
+    other.__dict__.update(task.__dict__ | changes)
+    return other
+
+
+def with_train(task: Any, images: Tensor, labels: Tensor) -> ImageClassification:
+    splits = dict(task.splits) | {"train": ArrayDataset(images, labels)}
+    return as_task(task, splits=splits, labelled=labelled_positions(labels))
+
+
+def test_blank_samples_are_no_difference(task: Any, teacher: nn.Module) -> None:
+    train: Any = task.splits["train"]
+    images = train.images.clone()
+    images[::2] = STD[0] * 0.3 + MEAN[0]
+    assert examine(with_train(task, images, train.labels), teacher) == []
+
+
+def test_a_pool_with_few_labels_is_no_fault(task: Any, teacher: nn.Module) -> None:
+    train: Any = task.splits["train"]
+    labels = train.labels.clone()
+    labels[10:] = -100
+    assert examine(with_train(task, train.images, labels), teacher) == []
+
+
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_a_teacher_that_knows_nothing_is_not_one_in_another_order(classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(512) * classes // 512
+    clusters = torch.randint(classes, (classes,), generator=generator)  # as an untrained network
+    said = torch.randint(classes, (512,), generator=generator)
+    said = torch.where(torch.rand(512, generator=generator) < 0.2, clusters[labels], said)
+    assert preflight._reordered(said, labels, classes)[0] < 0.5
+    order = torch.randperm(classes, generator=generator)
+    knows = torch.where(torch.rand(512, generator=generator) < 0.8, labels, said)
+    if classes < 1000:  # with a sample or none of each class, no order can be found
+        found, moved = preflight._reordered(order[knows], labels, classes)
+        assert (found > 0.6, moved) == (True, "")
+    found, moved = preflight._reordered((knows - 1) % classes, labels, classes)
+    assert (found > 0.6, moved) == (True, "by one")
+
+
+def test_a_rare_class_does_not_make_a_guess_look_good() -> None:
+    labels = (torch.arange(512) % 20 == 0).long()
+    guess, noise = preflight._guess(labels)
+    always = torch.zeros(512, dtype=torch.int64)
+    assert preflight._accuracy(always, labels) == pytest.approx(guess) == 0.5
+    knows = torch.where(torch.arange(512) % 40 == 0, 1 - labels, labels)  # half of the rare class
+    assert preflight._accuracy(knows, labels) > guess + noise
+    assert (knows == labels).float().mean() < 0.98
+
+
+class Squares(nn.Module):
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        return F.mse_loss(student_logits, teacher_logits)
+
+
+def test_a_student_that_learns_from_its_untrained_self_has_a_signal(
+    task: Any, teacher: nn.Module
+) -> None:
+    arm = {"terms": [Term(Squares(), name="squares")], "learns_from": "alone"}
+    recipe = {
+        "task": task, "teacher": teacher, "student": student(), "arms": {"again": arm},
+        "train": {"steps": 5, "threads": 1, "device": "cpu"},
+    }  # fmt: skip
+    assert doctor(recipe, out=Path("no-such-run")) == []
+
+
+def test_a_weight_that_starts_small_is_judged_by_its_largest(task: Any, teacher: nn.Module) -> None:
+    warm_up = {"weight": Schedule("cosine", steps=100_000)}
+    terms = [Term(KDLoss(), schedules=warm_up)]
+    assert examine(task, teacher, terms=terms, steps=100_000) == []
+    terms = [Term(KDLoss(), 1e6, schedules=warm_up)]
+    assert names(examine(task, teacher, terms=terms, steps=100_000)) == {"swamps"}
+
+
+def test_what_a_run_will_make_anew_is_not_stale(task: Any, tmp_path: Path) -> None:
+    """Two arms with a stage of the same name, of which one is done; a teacher still to train."""
+    head = {"name": "sskd", "student_tap": "hidden", "teacher_tap": "flatten"}
+    arms = {
+        name: {"system": head | {"transform": "signal", "head": {"steps": steps}}}
+        for name, steps in (("a", 1), ("b", 2))
+    }
+    recipe = {
+        "task": task, "student": {"name": "mlp", "hidden": [32]}, "arms": arms, "alone": False,
+        "teacher": {"name": "cnn1d", "channels": 8, "train": {"steps": 2, "device": "cpu"}},
+        "train": {"steps": 1, "threads": 1, "device": "cpu"},
+    }  # fmt: skip
+    congener.run(recipe, out=tmp_path)
+    assert doctor(recipe, out=tmp_path) == []
+    next((tmp_path / "stages").glob("*.safetensors")).unlink()
+    weights = {"checkpoint": str(tmp_path / "teacher" / "weights.safetensors")}
+    taught = recipe | {"teacher": {"name": "cnn1d", "channels": 8} | weights}
+    assert "stale_cache" not in names(doctor(taught, out=tmp_path))
+
+
+def test_a_slow_data_set_is_not_read_for_long(task: Any, teacher: nn.Module) -> None:
+    class Slow(ArrayDataset):
+        read = 0
+
+        def __getitems__(self, indices: Any) -> Batch:
+            type(self).read += len(indices)
+            time.sleep(0.002 * len(indices))
+            return super().__getitems__(indices)
+
+    splits = {k: Slow(part.images, part.labels) for k, part in task.splits.items()}
+    assert examine(as_task(task, splits=splits), teacher) == []
+    assert Slow.read < 3000
+
+
+# --- and what it must not miss -----------------------------------------------------------------
+
+
+def test_probabilities_of_each_class_by_itself(task: Any, teacher: nn.Module) -> None:
+    found = examine(task, Shifted(teacher, torch.sigmoid), terms=[Term(KDLoss(1.0))])
+    assert "probabilities" in names(found)
+    zero = student()
+    for parameter in list(zero.children())[-1].parameters():
+        parameter.data.zero_()
+    assert "probabilities" not in names(examine(task, teacher, net=zero, terms=[Term(KDLoss())]))
+
+
+def test_numbers_that_are_none(task: Any, teacher: nn.Module) -> None:
+    class Divides(nn.Module):
+        def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            return (student_logits - teacher_logits).sum() / (0 * student_logits.detach().sum())
+
+    found = examine(task, teacher, terms=[Term(Divides(), name="divides")])
+    assert "not_finite" in names(found)
+    train: Any = task.splits["train"]
+    images = train.images.clone()
+    images[::3, ..., 0] = torch.nan
+    found = examine(with_train(task, images, train.labels), teacher, terms=[Term(KDLoss())])
+    assert found[0].name == "not_finite"
+    assert "random_data" not in names(found)
+
+
+def test_what_fails_is_told(task: Any, teacher: nn.Module) -> None:
+    class Broken(nn.Module):
+        def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+            return (student_logits[:, :3] - teacher_logits).mean()
+
+    found = examine(task, teacher, terms=[Term(Broken(), name="broken")])
+    assert names(found) == {"cannot_run"}
+    assert "RuntimeError: The size of tensor a (3)" in found[0].measured
+
+
+def test_a_tap_that_no_batch_of_one_can_pass(task: Any, teacher: nn.Module) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(40, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    terms = [Term(SPLoss(), 1.0, "2", "layer3")]
+    found = examine(task, teacher, net=net, terms=terms, batch_size=1)
+    assert {"tap_of_one_mode", "small_batch"} <= names(found)
+
+
+def test_a_system_that_couples_samples_needs_them_too(task: Any, teacher: nn.Module) -> None:
+    head = {"name": "sskd", "student_tap": "hidden", "teacher_tap": "flatten"}
+    recipe = congener.describe(
+        student(), teacher, task, system=head | {"transform": "signal"}, steps=5, batch_size=4,
+        threads=1, device="cpu",
+    )  # fmt: skip
+    assert names(doctor(recipe, out=Path("no-such-run"))) == {"small_batch"}
+
+
+def test_a_label_that_no_output_stands_for(task: Any, teacher: nn.Module) -> None:
+    train: Any = task.splits["train"]
+    found = examine(with_train(task, train.images, train.labels + 1), teacher)
+    assert found[0].name == "labels_off_by_one"
+    assert "the largest is 10" in found[0].measured
+
+
 RECIPES = Path(congener.__file__).parent / "recipes"
 
 
@@ -395,15 +569,22 @@ def test_our_recipes_have_no_findings(path: Path, tmp_path: Path) -> None:
 
 
 def test_the_examination_leaves_everything_as_it_was(task: Any, teacher: nn.Module) -> None:
-    net = student().train()
-    before = [deepcopy(net.state_dict()), deepcopy(teacher.state_dict())]
+    net, drifting = student().train(), disobedient(teacher, drifts=True).train()
+    teacher.layer1.eval()
+    teacher.classifier.weight.requires_grad_(False)
+    before = [deepcopy(net.state_dict()), deepcopy(drifting.state_dict())]
+    modes = [module.training for module in drifting.modules()]
+    switches = [parameter.requires_grad for parameter in drifting.parameters()]
     state = torch.get_rng_state()
-    examine(task, teacher, net=net)
-    for network, kept in zip((net, teacher), before, strict=True):
+    found = examine(task, drifting, net=net, terms=[Term(KDLoss())])
+    assert "teacher_drifts" in names(found)
+    for network, kept in zip((net, drifting), before, strict=True):
         assert all(torch.equal(v, kept[k]) for k, v in network.state_dict().items())
     assert net.training
-    assert all(parameter.grad is None for parameter in net.parameters())
-    assert torch.get_rng_state().shape == state.shape
+    assert [module.training for module in drifting.modules()] == modes
+    assert [parameter.requires_grad for parameter in drifting.parameters()] == switches
+    assert all(parameter.grad is None for parameter in (*net.parameters(), *drifting.parameters()))
+    assert torch.equal(torch.get_rng_state(), state)
     # A loss with a projector of its own is no fault.
     projected = Term(SimKDLoss(32, 120), 1.0, "hidden", "flatten")
     assert names(examine(task, teacher, net=net, terms=[projected])) == set()

@@ -408,6 +408,7 @@ def test_every_default_has_a_source() -> None:
         ({"ascent": {"normalise": "max"}}, RecipeError, "expected 'none', 'l2' or 'sign'"),
         ({"ascent": {"step_size": -0.1}}, RecipeError, "of at least 0, not -0.1 and 1."),
         ({"ascent": {"steps": -1}}, RecipeError, "of at least 0, not 0.01 and -1."),
+        ({"ascent": {"step_size": float("inf")}}, RecipeError, "a finite step_size .*, not inf"),
         ({"ascent": {"clamp": [1.0, 0.0]}}, RecipeError, r"two numbers, \[low, high\], not"),
         ({"ascent": {"clamp": [1.0]}}, RecipeError, r"two numbers, \[low, high\], not"),
         ({"ascent": {"entry": "images"}}, RecipeError, "no tensor 'images' to climb with; did you "

@@ -1,5 +1,6 @@
 """Arms that build on other arms: two-stage FitNets and born-again chains, and what they refuse."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from tests.trajectory.whole_runs import save_teacher
 import congener
 from congener.assembly import Assembly
 from congener.engine import load_weights
-from congener.errors import RecipeError
+from congener.errors import RecipeError, TapError
 from congener.recipe import parse_recipe
+from congener.report import write_report
 from congener.runner import load_student
 from congener.tasks.image_classification.models import mlp
 
 KD = {"loss": "kd", "weight": 0.9}
+SIMKD = {"name": "simkd", "student_tap": "hidden", "teacher_tap": "flatten"}
 
 
 def recipe(arms: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -96,6 +99,12 @@ def _events(folder: Path) -> list[dict[str, Any]]:
         ({"a": {"terms": [KD], "learns_from": "a"}}, "'a' learns from 'a'.*there are: alone"),
         ({"a": {"terms": [KD], "system": "dml"}}, "'dml' has weights of its own, and no `terms`"),
         ({"a": {"task_weight": 0.5, "system": "dml"}}, "'dml' has weights of its own"),
+        ({"a": {"learns_from": "alone"}}, "`learns_from` needs `terms` or a `system`"),
+        ({"a": {"system": "dml", "learns_from": "alone"}}, "has no teacher, so `learns_from`"),
+        (
+            {"a": {"system": SIMKD}, "b": {"terms": [KD], "starts_from": "a"}},
+            "'b' cannot start from 'a', which exports another network \\(SimKDStudent\\)",
+        ),
         ({"a": {"system": "distillation"}}, "what `terms` make"),
         ({"a": {"system": "distilation"}}, "no system named 'distilation'; did you mean"),
     ],
@@ -104,6 +113,42 @@ def test_what_an_arm_cannot_be(arms: dict[str, Any], said: str, teacher: Any) ->
     with pytest.raises(RecipeError, match=said) as caught:
         Assembly(parse_recipe(recipe(arms, teacher=teacher))).check()
     assert "\n" not in str(caught.value)
+
+
+def test_what_an_arm_learns_from_is_what_the_other_exports(teacher: Any, tmp_path: Path) -> None:
+    sp = {"loss": "sp", "student": "hidden", "teacher": "hidden"}
+    arms = {"a": {"system": SIMKD}, "b": {"terms": [sp], "learns_from": "a"}}
+    with pytest.raises(TapError, match=r"did you mean 'backbone\.hidden'"):
+        Assembly(parse_recipe(recipe(arms, teacher=teacher))).check()
+    sp["teacher"] = "backbone.hidden"
+    described = parse_recipe(recipe(arms, teacher=teacher, alone=False))
+    run = congener.run(described, out=tmp_path / "run")
+    assert run.metrics["arms"]["b"]["terms"][0]["of"] == "a"
+    assert type(load_student(described, tmp_path / "run", "a", 0)).__name__ == "SimKDStudent"
+    with pytest.raises(RecipeError, match="There is no arm 'c'; known: 'a', 'b'"):
+        load_student(described, tmp_path / "run", "c", 0)
+
+
+def test_a_weight_beside_arms_is_refused(teacher: Any) -> None:
+    with pytest.raises(RecipeError, match=r"`task_weight`.* or `arms`, not both"):
+        parse_recipe(recipe({"a": {"terms": [KD]}}, teacher=teacher, task_weight=0.1))
+
+
+def test_a_hint_is_shown_as_a_start_and_not_as_a_method(teacher: Any, tmp_path: Path) -> None:
+    sp = {"loss": "sp", "student": "hidden", "teacher": "layer3"}
+    arms = {
+        "hint": {"task_weight": 0, "terms": [sp]},
+        "fitnets": {"terms": [KD], "starts_from": "hint"},
+        "apart": {"task_weight": 0, "terms": [KD]},
+    }
+    run = congener.run(recipe(arms, teacher=teacher), out=tmp_path / "run")
+    roles = {name: row["role"] for name, row in run.metrics["arms"].items()}
+    assert [roles[name] for name in arms] == ["start", "distilled", "distilled"]
+    assert set(run.metrics["comparisons"]) == {"fitnets", "apart"}
+    page = write_report(tmp_path / "run").read_text()
+    assert page.count("the start of another arm") == 1
+    (chart,) = re.findall(r"Dot chart of last-epoch accuracy[^\"]*", page)[:1]
+    assert "hint" not in chart
 
 
 def test_terms_need_a_teacher_unless_they_learn_from_an_arm() -> None:

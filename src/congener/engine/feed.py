@@ -48,10 +48,10 @@ def steps_per_epoch(
 ) -> int:
     """Optimiser steps of one epoch of a fit; its arguments are those of :func:`fit`."""
     marked = config.labelled_per_batch
-    if marked and labelled is None:
+    if marked and (labelled is None or len(labelled) in (0, size(train))):
         raise DataError(
-            f"labelled_per_batch={marked} needs a training set in which some samples have no "
-            "label; leave it out."
+            f"labelled_per_batch={marked} needs a training set in which some samples have a "
+            "label and some have none; leave it out."
         )
     if config.sampler != "shuffle":
         processes = 1  # every batch is full

@@ -1,7 +1,9 @@
 """Faults of the data and of what earlier runs left."""
 
 import hashlib
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,34 +12,45 @@ from torch import Tensor
 from congener.engine.feed import epoch_batches, evaluation_batches, size
 from congener.engine.stages import stage_path
 from congener.preflight.finding import Finding, Patient
-from congener.system import System
 from congener.types import Batch
 
 __all__ = ["examine_data", "examine_stages"]
 
 MOST = 10_000  # samples of each set that are compared
+PATIENCE = 1.5  # seconds in which they are read
 
 
 def examine_data(patient: Patient) -> Iterator[Finding]:
     """Everything that can be wrong with the data, whatever is trained on them."""
     yield from _order(patient)
+    yield from _finite(patient)
     yield from _leak(patient)
     yield from _classes(patient)
 
 
-def examine_stages(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
+def examine_stages(patient: Patient) -> Iterator[Finding]:
     """Results that an earlier run kept, and that belong to something else."""
     folder = patient.out / "stages"
     if not folder.is_dir():
         return
-    for stage in system.stages():
-        wanted = stage_path(folder, stage, patient.task, patient.recipe.train)
-        others = [p for p in folder.glob(f"{stage.name}-*.safetensors") if p != wanted]
-        if others and not wanted.exists():
+    wanted: dict[str, dict[Path, str]] = {}  # of each stage by name: its files, and their arms
+    unknown = set()
+    for arm, system in patient.systems():
+        trained = patient.taught and not patient.recipe.all_arms[arm].learns_from
+        for stage in system.stages():
+            if stage.depends and not trained:  # the file's name depends on weights still to come
+                unknown.add(stage.name)
+                continue
+            path = stage_path(folder, stage, patient.task, patient.recipe.train)
+            wanted.setdefault(stage.name, {})[path] = arm
+    for name in wanted.keys() - unknown:
+        others = sorted(set(folder.glob(f"{name}-*.safetensors")) - wanted[name].keys())
+        lacking = [path for path in wanted[name] if not path.exists()]
+        if others and lacking:
             yield Finding(
-                "stale_cache", f"{arm}, stage {stage.name!r}",
+                "stale_cache", f"{wanted[name][lacking[0]]}, stage {name!r}",
                 "What is kept of an earlier run was made with other networks, data or settings.",
-                f"{others[0].name} is there, {wanted.name} is expected.",
+                f"{others[0].name} is there, {lacking[0].name} is expected.",
                 f"Remove {folder}, or name another run folder; it will be made anew.",
             )  # fmt: skip
 
@@ -57,7 +70,7 @@ def _order(patient: Patient) -> Iterator[Finding]:
     differ = [
         key
         for key, value in first.items()
-        if isinstance(value, Tensor) and not torch.equal(value, again[key])
+        if isinstance(value, Tensor) and not _same(value, again[key])
     ]
     if differ:
         yield Finding(
@@ -67,6 +80,25 @@ def _order(patient: Patient) -> Iterator[Finding]:
             "Draw random numbers from torch's, NumPy's or Python's global generator, which are "
             "seeded for each sample, or in prepare().",
         )  # fmt: skip
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal, where what is not a number equals itself."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())
+
+
+def _finite(patient: Patient) -> Iterator[Finding]:
+    for key, value in patient.batch.items():
+        if not (isinstance(value, Tensor) and value.is_floating_point() and len(value)):
+            continue
+        bad = int((~value.isfinite().flatten(1).all(1)).sum()) if value.ndim > 1 else 0
+        if bad:
+            yield Finding(
+                "not_finite", f"task, {key!r}",
+                "Samples hold values that are infinite or no numbers.",
+                f"{bad} of {len(value)} samples of a training batch.",
+                "Repair them or leave them out; one of them spoils the weights for good.",
+            )  # fmt: skip
 
 
 def _leak(patient: Patient) -> Iterator[Finding]:
@@ -92,7 +124,10 @@ def _hashes(patient: Patient, split: str) -> set[bytes]:
     data = patient.task.splits[split]
     kept: Any = data if size(data) <= MOST else Subset(data, list(range(MOST)))
     found: set[bytes] = set()
-    for batch in evaluation_batches(patient.task, kept, batch_size=512, share=(0, 1), workers=0):
+    end = time.monotonic() + PATIENCE
+    for batch in evaluation_batches(patient.task, kept, batch_size=64, share=(0, 1), workers=0):
+        if time.monotonic() > end:
+            break
         parts = [
             value.contiguous().flatten(1).view(torch.uint8).numpy()
             for key, value in sorted(batch.items())
@@ -109,11 +144,20 @@ def _hashes(patient: Patient, split: str) -> set[bytes]:
 def _classes(patient: Patient) -> Iterator[Finding]:
     """Labels that leave the first or the last class of the head empty."""
     classes = len(patient.task.class_names)
-    train = patient.task.splits["train"]
-    labels = getattr(train, "labels", None)
-    if not isinstance(labels, Tensor) or classes < 3:
+    labels = patient.task.labels("train")
+    if labels is None:
+        labels = patient.batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or classes < 3:
         return
     known = labels[labels >= 0]
+    if len(known) and int(known.max()) >= classes:
+        yield Finding(
+            "labels_off_by_one", "task",
+            "There are labels that no output of the head stands for.",
+            f"the largest is {int(known.max())}, of {classes} classes, which are counted from 0.",
+            "Number the classes from 0, and give the head as many outputs as there are classes.",
+        )  # fmt: skip
+        return
     counts = torch.bincount(known, minlength=classes)
     empty = [k for k in (0, classes - 1) if len(known) >= 20 * classes and counts[k] == 0]
     if empty:

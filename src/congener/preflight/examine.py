@@ -4,13 +4,16 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from congener.api import as_recipe
 from congener.assembly import Assembly
 from congener.engine.feed import epoch_batches
+from congener.errors import CongenerError
 from congener.preflight.data import examine_data, examine_stages
-from congener.preflight.finding import Finding, Patient
+from congener.preflight.finding import BROKEN, Finding, Patient, untouched
 from congener.preflight.teachers import examine_teacher
-from congener.preflight.terms import examine_arm
+from congener.preflight.terms import cannot_run, examine_arm
 from congener.recipe import Recipe
 
 __all__ = ["doctor"]
@@ -39,29 +42,41 @@ def doctor(
 
     Returns:
         What was found; an empty list where all is well. What needs a trained teacher is not looked
-        at where the run itself trains it.
+        at where the run itself trains it. Networks given as objects are as before.
 
     Raises:
         CongenerError: the recipe cannot be built at all.
     """
-    return list(_findings(as_recipe(recipe), out, trust))
+    recipe = as_recipe(recipe)
+    given = (recipe.teacher, recipe.student, *recipe.teachers.values())
+    with untouched(network for network in given if isinstance(network, nn.Module)):
+        return list(_findings(recipe, out, trust))
 
 
 def _findings(recipe: Recipe, out: str | Path | None, trust: Collection[str]) -> Iterator[Finding]:
     assembly = Assembly(recipe, trust)
     task = assembly.task
+    size = min(recipe.train.batch_size, MOST)
+    few = 0 if task.labelled is None else min(len(task.labelled), size // 2)
     raw = next(
         epoch_batches(
-            task, task.splits["train"], batch_size=min(recipe.train.batch_size, MOST),
-            seed=recipe.seeds[0], epoch=0, first=0, last=1, share=(0, 1), workers=0,
-            labelled=None,
+            task, task.splits["train"], batch_size=size, seed=recipe.seeds[0], epoch=0,
+            first=0, last=1, share=(0, 1), workers=0, labelled=task.labelled,
+            labelled_per_batch=few,
         )
     )  # fmt: skip
     batch = task.prepare(raw, train=True, seed=recipe.seeds[0], epoch=0)
     folder = Path("runs") / recipe.name if out is None else Path(out)
     patient = Patient(recipe, assembly, task, assembly.teacher(), batch, folder)
     yield from examine_data(patient)
+    try:
+        assembly.check()
+    except BROKEN as error:
+        if isinstance(error, CongenerError):
+            raise
+        yield cannot_run("recipe", error)
+        return
     yield from examine_teacher(patient)
     for arm, system in patient.systems():
         yield from examine_arm(patient, arm, system)
-        yield from examine_stages(patient, arm, system)
+    yield from examine_stages(patient)

@@ -1,13 +1,14 @@
 """Faults of the teacher: its mode, its weights, its inputs, its classes."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from congener.engine.feed import evaluation_batches
+from congener.engine.feed import evaluation_batches, size
 from congener.preflight.finding import Finding, Patient, without_trace
 from congener.teachers import FrozenTeacher, fingerprint
 from congener.types import Batch
@@ -15,6 +16,7 @@ from congener.types import Batch
 __all__ = ["examine_teacher"]
 
 SAMPLES = 512  # test samples that the teacher's figures are taken on
+HELD = 20  # samples that an order of the classes is measured on, at least
 CLOSE = 1e-3  # relative; what rounding may differ by
 
 
@@ -36,11 +38,8 @@ def _mode(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
     before = fingerprint(teacher)
     first = frozen(patient.batch).logits
     again = frozen(patient.batch).logits
-    half = {
-        key: value[: max(1, len(first) // 2)] if torch.is_tensor(value) else value
-        for key, value in patient.batch.items()
-    }
-    alone = frozen(half).logits
+    alone = frozen(_rows(patient.batch, list(range(max(1, len(first) // 2))))).logits
+    close = max(CLOSE, 8 * torch.finfo(first.dtype).eps)
     if fingerprint(teacher) != before:
         yield Finding(
             "teacher_drifts", "teacher",
@@ -50,7 +49,7 @@ def _mode(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
         )  # fmt: skip
         return
     alive = [n for n, module in teacher.named_modules() if module.training and n]
-    if _distance(first, again) > CLOSE:
+    if _distance(first, again) > close:
         yield Finding(
             "teacher_random", "teacher",
             "The teacher answers the same batch differently each time, as in training mode.",
@@ -58,7 +57,7 @@ def _mode(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
             + (f"; in training mode: {', '.join(alive[:3])}." if alive else "."),
             "Put it in evaluation mode: dropout must obey eval().",
         )  # fmt: skip
-    elif _distance(first[: len(alone)], alone) > CLOSE:
+    elif _distance(first[: len(alone)], alone) > close:
         yield Finding(
             "teacher_by_batch", "teacher",
             "The teacher's answer to a sample depends on the others in the batch, as in training "
@@ -79,8 +78,10 @@ def _inputs(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
     if mine.shape != theirs.shape:
         return  # another size: the preprocessing of another network
     mine, theirs = (x - x.mean(1, keepdim=True) for x in (mine, theirs))
-    alike = nn.functional.cosine_similarity(mine, theirs, dim=1)
-    if float(alike.min()) < 0.98:
+    sizes = torch.stack([x.norm(dim=1) for x in (mine, theirs)])
+    clear = (sizes > 1e-3 * sizes.amax(1, keepdim=True)).all(0)  # a blank sample is like no other
+    alike = nn.functional.cosine_similarity(mine, theirs, dim=1)[clear]
+    if len(alike) and float(alike.min()) < 0.98:
         yield Finding(
             "inputs_differ", "task",
             "Student and teacher see different versions of the same sample.",
@@ -104,26 +105,23 @@ def _seen_by(patient: Patient, network: nn.Module) -> Tensor | None:
 
 
 def _knowledge(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
-    batch = _known(patient)
-    labels = batch["labels"]
-    if not len(labels) or not len(patient.task.class_names):
+    classes = len(patient.task.class_names)
+    batch = _known(patient) if classes > 1 else None
+    if batch is None:
         return
+    labels = batch["labels"]
     logits = patient.logits(teacher, batch)
-    classes = logits.shape[1]
-    right = float((logits.argmax(1) == labels).float().mean())
-    chance = float(torch.bincount(labels, minlength=classes).max()) / len(labels)
-    noise = 4 * (max(right, chance) * (1 - chance) / len(labels)) ** 0.5
-    order, reordered = _best_order(logits, labels)
-    if reordered > right + noise and reordered > 2 * right:
-        shift = (order - np.arange(classes)) % classes
-        same = int(shift[0]) if (shift == shift[0]).all() else None
-        moved = "by one" if same in (1, classes - 1) else f"by {same}"
+    if logits.ndim != 2 or not len(labels):
+        return
+    said = logits.argmax(1)
+    right, guess, noise = _accuracy(said, labels), *_guess(labels)
+    reordered, moved = _reordered(said, labels, classes)
+    if reordered > max(right + noise, 2 * right, 0.5):
         yield Finding(
-            "classes_off_by_one" if same in (1, classes - 1) else "classes_permuted", "teacher",
-            f"The teacher's classes are shifted {moved} against the data's." if same is not None
+            "classes_off_by_one" if moved == "by one" else "classes_permuted", "teacher",
+            f"The teacher's classes are shifted {moved} against the data's." if moved
             else "The teacher numbers the classes in another order than the data does.",
-            f"accuracy {right:.2f} as it is, {reordered:.2f} with its outputs in the order "
-            f"{order.tolist()}.",
+            f"accuracy {right:.2f} as it is, {reordered:.2f} with its outputs in another order.",
             "Reorder the rows of its classifier, or the labels, to one order.",
         )  # fmt: skip
         return
@@ -135,22 +133,22 @@ def _knowledge(patient: Patient, teacher: nn.Module) -> Iterator[Finding]:
             f"accuracy {right:.2f} as it is, {best:.2f} with images {name}.",
             "Give it its own mean and std (`preprocessing` of the teacher).",
         )  # fmt: skip
-    elif right < chance + noise:
+    elif right < guess + noise:
         yield Finding(
             "teacher_at_chance", "teacher",
             "The teacher knows no more than a guess.",
-            f"accuracy {right:.2f} on {len(labels)} test samples, where the most frequent class "
-            f"has {chance:.2f}.",
-            "Check its checkpoint, or train it (`train` of the teacher).",
+            f"accuracy averaged over classes {right:.2g} on {len(labels)} test samples, where a "
+            f"guess has {guess:.2g}.",
+            "Check its checkpoint and its order of classes, or train it (`train` of the teacher).",
         )  # fmt: skip
 
 
-def _known(patient: Patient) -> Batch:
-    """Labelled test samples, spread over the set."""
+def _known(patient: Patient) -> Batch | None:
+    """Labelled test samples, spread over the set; ``None`` where samples have no one label."""
     from torch.utils.data import Subset
 
     test = patient.task.splits["test"]
-    count = len(test)  # type: ignore[arg-type]
+    count = size(test)
     places = torch.linspace(0, count - 1, min(count, SAMPLES)).long().tolist()
     raw = next(
         evaluation_batches(
@@ -158,19 +156,63 @@ def _known(patient: Patient) -> Batch:
         )
     )
     batch = patient.task.prepare(raw, train=False, seed=0, epoch=0)
-    known = batch["labels"] >= 0
-    return {k: v[known] if torch.is_tensor(v) else v for k, v in batch.items()}
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 1:
+        return None
+    known = ((labels >= 0) & (labels < len(patient.task.class_names))).nonzero().flatten()
+    return _rows(batch, known.tolist())
 
 
-def _best_order(
-    logits: Tensor, labels: Tensor
-) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", float]:
-    """Which class of the data each output stands for, if accuracy is to be largest."""
-    classes = logits.shape[1]
-    counts = torch.zeros(classes, classes)
-    counts.index_put_((logits.argmax(1), labels), torch.ones(len(labels)), accumulate=True)
-    rows, columns = linear_sum_assignment(-counts.numpy())
-    return columns, float(counts[rows, columns].sum()) / len(labels)
+def _rows(batch: Batch, places: list[int]) -> Batch:
+    """Some samples of a batch."""
+    count = len(batch["index"])
+    kept: dict[str, Any] = {}
+    for key, value in batch.items():
+        if isinstance(value, Tensor) and value.ndim and len(value) == count:
+            kept[key] = value[places]
+        elif isinstance(value, list | tuple) and len(value) == count:
+            kept[key] = [value[place] for place in places]
+        else:
+            kept[key] = value
+    return kept
+
+
+def _accuracy(said: Tensor, labels: Tensor) -> float:
+    """Accuracy averaged over classes: whoever always says the same class has that of a guess."""
+    of_class = torch.bincount(labels)
+    hits = (said == labels).double() / of_class[labels]
+    return float(hits.sum() / (of_class > 0).sum())
+
+
+def _guess(labels: Tensor) -> tuple[float, float]:
+    """That accuracy of a guess, and four of its standard deviations."""
+    counts = torch.bincount(labels)
+    counts = counts[counts > 0].double()
+    chance = 1 / len(counts)
+    return chance, 4 * chance * float((chance * (1 - chance) / counts).sum().sqrt())
+
+
+def _reordered(said: Tensor, labels: Tensor, classes: int) -> tuple[float, str]:
+    """The accuracy with the outputs in the best other order, and by how much they are shifted.
+
+    A shift is one number, found on all samples. Any other order is found on one half of the
+    samples and measured on the rest of the same classes, since it fits whatever it is found on.
+    """
+    turns = torch.bincount((labels - said) % classes, minlength=classes)
+    shift = int(turns[1:].argmax()) + 1
+    best = _accuracy((said + shift) % classes, labels)
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (said[::2].numpy(), labels[::2].numpy()), 1)
+    rows, columns = linear_sum_assignment(-counts / np.maximum(counts.sum(0), 1))
+    order = torch.zeros(classes, dtype=torch.int64)
+    order[torch.from_numpy(rows)] = torch.from_numpy(columns)
+    seen = torch.isin(labels[1::2], labels[::2])
+    any_order = 0.0
+    if int(seen.sum()) >= HELD:
+        any_order = _accuracy(order[said[1::2][seen]], labels[1::2][seen])
+    if best >= 0.9 * any_order:
+        return best, "by one" if shift in (1, classes - 1) else f"by {shift}"
+    return any_order, ""
 
 
 def _otherwise(patient: Patient, teacher: nn.Module, batch: Batch) -> Iterator[tuple[float, str]]:
@@ -192,7 +234,7 @@ def _otherwise(patient: Patient, teacher: nn.Module, batch: Batch) -> Iterator[t
     }
     for name, make in ranges.items():
         logits = patient.logits(teacher, dict(batch) | {"image": make()})
-        yield float((logits.argmax(1) == batch["labels"]).float().mean()), name
+        yield _accuracy(logits.argmax(1), batch["labels"]), name
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

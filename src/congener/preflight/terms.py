@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from congener.engine import check_stage, steps_per_epoch
 from congener.errors import CongenerError, TapError
-from congener.preflight.finding import Finding, Patient, without_trace
+from congener.preflight.finding import BROKEN, Finding, Patient, network_of, without_trace
 from congener.system import System, loss_balance
 from congener.taps import Taps
 from congener.types import Outputs, Progress, Term
 
-__all__ = ["examine_arm"]
+__all__ = ["cannot_run", "examine_arm"]
 
 SWAMPS = 300.0  # a term that pulls so many times harder than all others leaves them no say
 FEW = 8  # samples of a batch below which relations between them say little
@@ -26,17 +27,21 @@ def examine_arm(patient: Patient, arm: str, system: System) -> Iterator[Finding]
     yield from _parts(patient, arm, system)
     ruined = False
     for name, term in zip(names, terms, strict=True):
-        for finding in _taps(patient, arm, name, term, system):
+        where = f"{arm}, term {name!r}"
+        for finding in _taps(patient, where, term, system):
             ruined |= finding.name != "dead_tap"
             yield finding
-        yield from _batch(patient, arm, name, term.loss)
-    if ruined or system.stages():
-        return  # it cannot run yet
-    yield from _step(patient, arm, system)
+        yield from _batch(patient, where, term.loss)
+    yield from _batch(patient, arm, system)
+    config = patient.recipe.train
+    with torch.no_grad():
+        ready = [check_stage(s, patient.task, config, patient.batch) for s in system.stages()]
+    if not ruined and all(ready):
+        yield from _step(patient, arm, system)
 
 
 def _parts(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
-    teacher = set() if patient.teacher is None else set(patient.teacher.parameters())
+    teacher = _taught_by(patient, system)
     shared = [name for name, p in system.named_parameters(remove_duplicate=False) if p in teacher]
     if shared:
         yield Finding(
@@ -55,43 +60,46 @@ def _parts(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _taps(patient: Patient, arm: str, name: str, term: Term, system: System) -> Iterator[Finding]:
+def _taught_by(patient: Patient, system: System) -> set[Tensor]:
+    """The parameters of the recipe's teacher, and of whom this system asks."""
+    networks = (patient.teacher, network_of(system.teacher))
+    return {p for network in networks if network is not None for p in network.parameters()}
+
+
+def _taps(patient: Patient, where: str, term: Term, system: System) -> Iterator[Finding]:
     for side, network, paths in (
         ("student", system.student, term.student),
-        ("teacher", patient.teacher, term.teacher),
+        ("teacher", network_of(system.teacher, term.of), term.teacher),
     ):
         listed = (paths,) if isinstance(paths, str) else paths or ()
         if network is None:
             continue
         for path in listed:
-            yield from _tap(patient, f"{arm}, term {name!r}", side, network, path)
+            yield from _tap(patient, where, side, network, path)
 
 
 def _tap(
     patient: Patient, where: str, side: str, network: nn.Module, path: str
 ) -> Iterator[Finding]:
-    said: dict[bool, str] = {}
-    seen: Tensor | None = None
-    before = network.training
+    said, seen = "", None
     states = {key: value.clone() for key, value in network.state_dict().items()}
-    for training in (False, True):
+    modes = (False, True) if side == "student" else (False,)  # a teacher is never in training mode
+    for training in modes:
         network.train(training)
         taps = Taps(network, [path])
         try:
             with torch.no_grad(), taps:
                 _, found = taps(lambda: patient.task.call(network, without_trace(patient.batch)))
             seen = found[path] if seen is None else seen
-        except TapError as error:
-            said[training] = str(error)
-    network.train(before)
+        except (TapError, *BROKEN) as error:
+            said = _words(error)
     network.load_state_dict(states)
-    if len(said) == 1:
-        mode = "training" if True in said else "evaluation"
+    if said:
         yield Finding(
             "tap_of_one_mode", where,
-            f"The {side}'s tap {path!r} cannot be read in {mode} mode.",
-            said[True in said],
-            "Tap a module that runs in both modes.",
+            f"The {side}'s tap {path!r} cannot be read in training mode.",
+            said,
+            "Tap a module that runs in both modes, on batches of this size.",
         )  # fmt: skip
     elif seen is not None and len(seen) > 1:
         rows = seen.float().flatten(1)
@@ -105,8 +113,7 @@ def _tap(
             )  # fmt: skip
 
 
-def _batch(patient: Patient, arm: str, name: str, loss: nn.Module) -> Iterator[Finding]:
-    where = f"{arm}, term {name!r}"
+def _batch(patient: Patient, where: str, loss: nn.Module) -> Iterator[Finding]:
     if not getattr(loss, "batch_coupled", False):
         return
     size = patient.recipe.train.batch_size
@@ -134,8 +141,8 @@ def _step(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
         taught = None if system.teacher is None else system.teacher(batch)
         student = system.observe(batch)
         total, terms = system.score(student, taught, batch, START)
-    except CongenerError as error:
-        yield Finding("cannot_run", arm, "The first step fails.", str(error), "Mend that first.")
+    except (CongenerError, *BROKEN) as error:
+        yield cannot_run(arm, error)
         return
     yield from _logits(patient, arm, system, student, taught)
     if taught is not None and any(x.requires_grad for x in _tensors(taught)):
@@ -146,9 +153,34 @@ def _step(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
             "Run it under torch.no_grad() (congener.teachers.FrozenTeacher does).",
         )  # fmt: skip
     yield from _leaves(patient, arm, system, total)
-    weights = system.weights(START)
-    yield from _signals(arm, system, terms, weights)
+    weights = _weights(patient, system)
+    labels = batch.get("labels")
+    unlabelled = isinstance(labels, Tensor) and bool((labels < 0).all())
+    yield from _signals(arm, system, terms, weights, unlabelled=unlabelled)
     yield from _pulls(arm, loss_balance(student, terms, weights))
+
+
+def cannot_run(where: str, error: Exception) -> Finding:
+    """What is told of anything that fails."""
+    return Finding("cannot_run", where, "The first step fails.", _words(error), "Mend that first.")
+
+
+def _words(error: Exception) -> str:
+    told = " ".join(str(error).split())
+    return told if isinstance(error, CongenerError) else f"{type(error).__name__}: {told}"
+
+
+def _weights(patient: Patient, system: System) -> dict[str, float]:
+    """Of each term the largest weight that a schedule gives it: a warm-up starts near 0."""
+    config = patient.recipe.train
+    training = patient.assembly.training(config, distilled=system.distils)
+    epoch = steps_per_epoch(training.train, training.config, training.labelled)
+    steps = training.config.steps or (training.config.epochs or 1) * epoch
+    found: dict[str, float] = {}
+    for step in {*range(0, steps, max(1, steps // 8)), steps - 1}:
+        for name, weight in system.weights(Progress(step, steps, step // epoch)).items():
+            found[name] = max(found.get(name, 0.0), weight, key=abs)
+    return found
 
 
 def _logits(
@@ -158,13 +190,13 @@ def _logits(
         if outputs is None:
             continue
         rows = outputs.logits.detach().float()
-        sums = rows.sum(-1)
-        if bool((rows >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+        if bool(((rows >= 0) & (rows <= 1)).all()) and float(rows.max() - rows.min()) > 1e-6:
             yield Finding(
                 "probabilities", f"{arm}, {who}",
                 f"The {who} gives probabilities where logits are expected.",
-                f"all {len(rows)} rows are positive and sum to 1.",
-                "Remove the softmax at its end: losses apply it themselves.",
+                f"all values of {len(rows)} rows lie between 0 and 1, and a row sums to "
+                f"{float(rows.sum(-1).mean()):.2f}.",
+                "Remove the softmax or sigmoid at its end: losses apply it themselves.",
             )  # fmt: skip
     if teacher is None or not patient.taught:
         return
@@ -194,7 +226,7 @@ def _entropy(logits: Tensor) -> Tensor:
 def _leaves(patient: Patient, arm: str, system: System, total: Tensor) -> Iterator[Finding]:
     """Every tensor that the total depends on, and that the optimiser should know."""
     known = set(system.parameters())
-    teacher = set() if patient.teacher is None else set(patient.teacher.parameters())
+    teacher = _taught_by(patient, system)
     lost = [leaf for leaf in _leaf_tensors(total) if leaf not in known]
     if any(leaf in teacher for leaf in lost):
         yield Finding(
@@ -257,14 +289,27 @@ def _unregistered(module: nn.Module) -> set[Tensor]:
 
 
 def _signals(
-    arm: str, system: System, terms: dict[str, Tensor], weights: dict[str, float]
+    arm: str,
+    system: System,
+    terms: dict[str, Tensor],
+    weights: dict[str, float],
+    *,
+    unlabelled: bool,
 ) -> Iterator[Finding]:
     parameters = [p for p in system.parameters() if p.requires_grad]
     for name, value in terms.items():
         weight = weights.get(name, 1.0)
-        if name == "task" and weight == 0:
-            continue  # a choice: distil only
+        if name == "task" and (weight == 0 or unlabelled):
+            continue  # a choice: distil only; or other batches have labels
         where = f"{arm}, term {name!r}"
+        if not bool(value.isfinite()):
+            yield Finding(
+                "not_finite", where,
+                "The term is infinite or no number before any training.",
+                f"value {float(value.detach()):g} on the first batch.",
+                "Look for a division by zero or a logarithm of zero in it.",
+            )  # fmt: skip
+            continue
         if float(value.detach().abs()) < 1e-12:
             yield Finding(
                 "no_signal", where,

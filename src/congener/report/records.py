@@ -16,7 +16,7 @@ from congener.report import charts
 from congener.report.data import Comparison, Record, read_object, validated
 from congener.report.page import WIDE, Pair, template
 from congener.report.svg import SERIES, Chart, style
-from congener.report.words import NOTHING, Unit, p_value, signed, unit_for
+from congener.report.words import NOTHING, Unit, count, p_value, signed, unit_for
 from congener.runlog import write_text
 
 __all__ = ["holds_records", "read_records", "write_records"]
@@ -63,6 +63,7 @@ class Summary(Record):
     teacher_model: str = ""
     learns_from: str | None = None
     student: str
+    parameters: dict[str, int] = Field(default_factory=dict)
     seeds: list[int] = Field(min_length=1)
     steps: int
     batch_size: int
@@ -300,7 +301,15 @@ def _words(record: Summary) -> str:
     missing = [BESIDE[name] for name in BESIDE if name not in {*record.arms, record.system}]
     if missing:
         parts.append(f"not compared with {_listed(missing)}")
-    return f"{_lead(record)}: {'; '.join(parts)}."
+    return f"{_lead(record)}: {'; '.join(parts)}.{_larger(record)}"
+
+
+def _larger(record: Summary) -> str:
+    """What a system needs that exports more than the bare student, as SimKD does."""
+    mine, alone = (record.parameters.get(name, 0) for name in (record.system, "alone"))
+    if mine <= alone:
+        return ""
+    return f" Its network is larger: {count(mine)} parameters, {count(alone)} of the student alone."
 
 
 def _lead(record: Summary) -> str:

@@ -1,5 +1,6 @@
 """Moving samples to where two networks disagree more, along the gradient by the samples."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class Ascent:
 
     Args:
         divergence: D, as of :func:`congener.losses.backward_divergence`; ours.
-        step_size: η, at least 0; ours.
+        step_size: η, finite and at least 0; ours.
         steps: n, at least 0; ours.
         normalise: the direction: the gradient, or sample by sample the gradient over its norm,
             ``"l2"``, or the signs of it, ``"sign"``; ours.
@@ -32,7 +33,7 @@ class Ascent:
             (batch, tokens) without padding, say; default: all.
 
     Raises:
-        RecipeError: a negative size or number of steps, limits out of order.
+        RecipeError: a negative or infinite size, a negative number of steps, limits out of order.
         ValueError: an unknown divergence or normalisation.
     """
 
@@ -47,9 +48,9 @@ class Ascent:
     def __post_init__(self) -> None:
         check_choice("divergence", self.divergence, ("l2_logits", "l2_prob", "kl"))
         check_choice("normalise", self.normalise, ("none", "l2", "sign"))
-        if not (self.step_size >= 0 and self.steps >= 0):
+        if not (0 <= self.step_size < math.inf and self.steps >= 0):
             raise RecipeError(
-                "The ascent needs a step_size and a number of steps of at least 0, not "
+                "The ascent needs a finite step_size and a number of steps of at least 0, not "
                 f"{self.step_size} and {self.steps}."
             )
         if self.clamp is not None and not (len(self.clamp) == 2 and self.clamp[0] < self.clamp[1]):

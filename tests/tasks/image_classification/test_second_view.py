@@ -77,6 +77,8 @@ def test_an_operation_equals_pil(name: str, strength: float, channels: int) -> N
         assert found.dtype == torch.uint8
         assert found.shape == image.shape
         apart = (found.int() - wanted.int()).abs()
+        if name in ("identity", "posterize", "solarize"):
+            assert torch.equal(found, wanted)
         # Rounding, and which neighbour is nearest, may differ; and so may the border.
         near = (apart <= (25 if name in ("rotate", "shear_x", "shear_y") else 3)).float().mean()
         assert near > 0.9, name
@@ -84,6 +86,26 @@ def test_an_operation_equals_pil(name: str, strength: float, channels: int) -> N
             changed = (found.int() - image.int()).abs().float().mean()
             like = (wanted.int() - image.int()).abs().float().mean()
             assert changed == pytest.approx(like.item(), rel=0.2, abs=0.7)
+
+
+def test_moved_pixels_come_from_where_the_share_says() -> None:
+    """On images that are not square, and large enough to tell a slope from its angle."""
+    height, width = 120, 200
+    rows = torch.arange(height, dtype=torch.uint8)[None, :, None].expand(1, height, width)
+    columns = torch.arange(width, dtype=torch.uint8)[None, None].expand(1, height, width)
+    inside = (slice(None), slice(50, 80), slice(60, 130))
+    y, x = rows.float()[inside], columns.float()[inside]
+    for share in (-0.3, 0.3):
+        strength = share / 0.6 + 0.5
+        draws = {n: [(NAMES.index(n) + 0.5) / 14, strength] for n in NAMES}
+        for name, image, wanted in (
+            ("shear_x", columns, x + share * y),
+            ("shear_y", rows, y + share * x),
+            ("translate_x", columns, x - share * width),
+            ("translate_y", rows, y - share * height),
+        ):
+            found = augment._operate(image, draws[name])[inside].float()
+            assert (found - wanted).abs().max() < 1.01, name
 
 
 def strong(images: Tensor, ids: Tensor, epoch: int = 0, **options: Any) -> Tensor:
@@ -177,8 +199,17 @@ def test_jitter_is_a_scale_and_gaussian_noise() -> None:
     assert (noisy.abs() < 0.3).float().mean() == pytest.approx(0.6827, abs=0.005)
     neighbours = torch.corrcoef(noisy.flatten(1)[:, :2].T)[0, 1]
     assert neighbours.abs() < 0.05
+    both = augment.jitter(images, ids, seed=0, epoch=0, noise=0.3, scale=0.4)
+    torch.testing.assert_close(both - scaled, noisy)  # the noise is not scaled
+    plain = augment.jitter(images, ids, seed=0, epoch=0)
+    assert torch.equal(plain, augment.jitter(images, ids, seed=0, epoch=0, noise=0.1, scale=0.2))
     half = augment.jitter(images.half(), ids, seed=0, epoch=0)
     assert half.dtype == torch.half
+
+
+def test_jitter_of_the_smallest_draw_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augment, "keyed_uniform", lambda ids, count, **_: torch.zeros(2, count))
+    assert augment.jitter(torch.ones(2, 1, 30), torch.arange(2), seed=0, epoch=0).isfinite().all()
 
 
 # ---------------------------------------------------------------- the task
