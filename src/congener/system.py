@@ -85,6 +85,12 @@ class System(nn.Module, ABC):
     ) -> StepResult:
         """The loss of what was observed, and its terms by name."""
 
+    def weighted(self, terms: dict[str, Tensor], progress: Progress) -> StepResult:
+        """The terms with their total: each times its factor in :meth:`weights`, summed."""
+        weights = self.weights(progress)
+        parts = [weights.get(name, 1.0) * value for name, value in terms.items()]
+        return StepResult(sum(parts[1:], start=parts[0]), terms)
+
     def forward(
         self, batch: Batch, progress: Progress, *, balance: bool = False
     ) -> tuple[Tensor, dict[str, Tensor], Balance]:

@@ -191,9 +191,7 @@ class BackwardKD(System):
         }
         if AUXILIARY in student.features:
             terms[AUXILIARY] = match(student.features[AUXILIARY], teacher.features[AUXILIARY])
-        weights = self.weights(progress)
-        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
     def _climbed(self, epoch: int) -> nn.Module:
         """The network whose disagreement with the teacher is climbed in this epoch."""

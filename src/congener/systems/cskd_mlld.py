@@ -164,9 +164,7 @@ class TwoViewCSKD(System):
             "class": classes * twice(cskd_class_loss, weak),
             "batch": samples * twice(cskd_batch_loss, weak),
         }
-        weights = self.weights(progress)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
     def _factors(self, teacher_logits: Tensor) -> tuple[Tensor | float, Tensor | float]:
         """The authors' m and m_c, of the batch of all processes."""

@@ -162,12 +162,10 @@ class Distillation(System):
     ) -> StepResult:
         """The supervised loss and every term, each on the whole batch."""
         terms = {"task": self.task.loss(student.logits, batch)}
-        total = self.task_weight * terms["task"]
         for bound in self.terms:
             assert teacher is not None
             terms[bound.name] = bound(student, teacher, batch, progress)
-            total = total + bound.weight(progress) * terms[bound.name]
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
 
 class _Bound:

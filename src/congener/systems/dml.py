@@ -127,9 +127,7 @@ class DML(System):
             "peer_task": self.task.loss(theirs, batch),
             "peer_kd": kd_loss(theirs, mine, temperature=self.temperature),
         }
-        weights = self.weights(progress)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
     def extra_repr(self) -> str:
         """Name the hyper-parameters that are no network."""

@@ -174,9 +174,7 @@ class MHKD(System):
         }
         if self.regime == "joint":
             terms["teacher_heads"] = head_cross_entropy_loss(taught, labels)
-        weights = self.weights(progress)
-        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
     def extra_repr(self) -> str:
         """Name the hyper-parameters."""

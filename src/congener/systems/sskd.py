@@ -183,8 +183,7 @@ class SSKD(System):
             "transformed": self.transformed(student.logits, teacher.logits, labels),
             "self_supervised": self.self_supervised(rows, teacher.features["head"]),
         }
-        weighted = [self.term_weights[name] * value for name, value in terms.items()]
-        return StepResult(sum(weighted[1:], start=weighted[0]), terms)
+        return self.weighted(terms, progress)
 
 
 def _completed(

@@ -167,9 +167,7 @@ class STKD(System):
             assert clean is not None
             terms["clean_task"] = self.task.loss(student.features[CLEAN], batch)
             terms["clean_kd"] = match(student.features[CLEAN], clean)
-        weights = self.weights(progress)
-        total = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        return StepResult(total, terms)
+        return self.weighted(terms, progress)
 
     def _answer(self, batch: Batch) -> Tensor:
         return self.task.logits(self.task.call(self.student, batch))
