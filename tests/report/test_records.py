@@ -347,5 +347,6 @@ def test_a_larger_network_is_said_to_be_larger(tmp_path: Path) -> None:
     record(tmp_path, system="sp", parameters={"alone": 7434, "sp": 7434})
     record(tmp_path, system="simkd", parameters={"alone": 7434, "simkd": 303_000})
     said = {row[SYSTEM]: row[WORDS] for row in rows(tmp_path)}
+    assert len([row for row in page(tmp_path).tables[0][1:] if len(row) == 1]) == 1  # one group
     assert said["simkd"].endswith("larger: 303k parameters, 7.43k of the student alone.")
     assert "larger" not in said["sp"]

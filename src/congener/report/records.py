@@ -211,7 +211,7 @@ def _grouped(records: Mapping[str, Summary]) -> list[dict[str, Summary]]:
     groups: dict[str, dict[str, Summary]] = {}
     for name, record in sorted(records.items(), key=lambda pair: (pair[1].data, pair[0])):
         shared = {"arms": {arm: record.arms.get(arm) for arm in BESIDE}}
-        own = {"system", "comparisons", "learns_from", "arms"}
+        own = {"system", "comparisons", "learns_from", "arms", "parameters", "command"}
         key = record.model_dump_json(exclude=own) + repr(shared)
         groups.setdefault(key, {})[name] = record
     return list(groups.values())
@@ -359,7 +359,10 @@ def _markdown(groups: Sequence[Group], headline: str) -> str:
             result = f"**{row.result}**" if row.leads else row.result
             rows.append(
                 [
-                    _plain(f"{group.first.data}, {group.first.metric}{group.unit.suffix}"),
+                    _plain(
+                        f"{group.first.data}, {group.first.student}, "
+                        f"{group.first.metric}{group.unit.suffix}"
+                    ),
                     f"[{_plain(row.system)}]({row.link})",
                     f"{result} {row.spread}".strip(),
                     *(_plain(level) for level in row.levels.values()),
