@@ -40,7 +40,7 @@ def recipe(*arms: str, **changes: Any) -> Recipe:
     return parse_recipe(deepcopy(values | changes))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _lean() -> Iterator[None]:
     """No run's page, two quick controls, and data that are drawn once."""
     drawn: dict[tuple[int, int], Any] = {}
@@ -64,7 +64,7 @@ def _lean() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory, _lean: None) -> Path:
     """A finished comparison in ``out``, its records in ``records``; tests only read it."""
     home = tmp_path_factory.mktemp("compared")

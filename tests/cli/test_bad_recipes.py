@@ -219,9 +219,10 @@ def test_names_nearby_are_offered(tmp_path, congener, monkeypatch) -> None:
     refused(congener("run", "."), r"Cannot read the recipe \.: Is a directory\.")
     refused(
         congener("show", "spp"),
-        r"There is no loss named 'spp'; did you mean 'sp' or 'fsp' or 'iusp'\?",
+        r"There is no loss or system 'spp'; did you mean 'sp' or 'fsp' or 'iusp'\?",
     )
-    refused(congener("show", ""), r"There is no loss named ''; known: ")
+    refused(congener("show", "sskdd"), r"There is no loss or system 'sskdd'; did you mean 'sskd'")
+    refused(congener("show", ""), r"There is no loss or system ''; known: ")
     assert names() == []
 
 

@@ -225,7 +225,8 @@ def test_images_wanted() -> None:
 @pytest.mark.parametrize("name", ["timm:resnet10t", "torchvision:shufflenet_v2_x0_5"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_libraries(name: str, channels: int) -> None:
-    defaults = DEFAULTS | {"in_channels": channels, "num_classes": 7}
+    shape = (channels, 64, 64)
+    defaults = DEFAULTS | {"in_channels": channels, "input_shape": shape, "num_classes": 7}
     network = models.build(name, {}, defaults).eval()
     assert network(torch.randn(2, channels, 64, 64)).shape == (2, 7)
     more = models.build(name, {"num_classes": 5}, defaults).eval()
