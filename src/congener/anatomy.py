@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from congener.errors import RecipeError
-from congener.taps import bare
+from congener.taps import bare, still
 
 __all__ = ["Anatomy", "Place", "dissect", "undisturbed"]
 
@@ -117,19 +117,8 @@ class _Seen:
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
     """Run a network in evaluation mode and without gradient; it is as before afterwards."""
-    modes = {module: module.training for module in network.modules()}
-    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:  # FlopCounterMode would look for its gradient where it is passed
-            parameter.requires_grad_(False)
-        with torch.no_grad():
-            network.eval()
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter in learned:
-            parameter.requires_grad_(True)
+    with still(network), torch.no_grad():  # FlopCounterMode would look for parameters' gradients
+        yield
 
 
 def dissect(network: nn.Module, run: Callable[[], Tensor]) -> Anatomy:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from congener.errors import TapError, did_you_mean
 
-__all__ = ["Tail", "Taps", "bare"]
+__all__ = ["Tail", "Taps", "bare", "still"]
 
 T = TypeVar("T")
 SIZE = r":([1-9]\d*)x([1-9]\d*)$"
@@ -36,6 +36,23 @@ def bare(model: nn.Module) -> nn.Module:
             model = model.module
         else:
             return model
+
+
+@contextmanager
+def still(network: nn.Module) -> Iterator[None]:
+    """For a while in evaluation mode and without gradients of parameters; then as it was."""
+    modes = {module: module.training for module in network.modules()}
+    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        network.eval()
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+        for module, training in modes.items():
+            module.training = training
 
 
 class Taps:

@@ -12,6 +12,7 @@ from congener.assembly import Assembly
 from congener.engine.feed import seeded
 from congener.recipe import Recipe, TeacherSpec
 from congener.system import System, TeacherLike
+from congener.taps import still
 from congener.task import Task
 from congener.teachers import FrozenTeacher, TeacherGroup
 from congener.types import Batch
@@ -83,13 +84,8 @@ class Patient:
 
     def logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """A network's logits in evaluation mode; its modes stay as they are."""
-        modes = {module: module.training for module in model.modules()}
-        try:
-            with torch.no_grad():
-                return self.task.logits(self.task.call(model.eval(), batch)).float()
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with still(model), torch.no_grad():
+            return self.task.logits(self.task.call(model, batch)).float()
 
 
 def network_of(teacher: TeacherLike | None, of: str | None = None) -> nn.Module | None:

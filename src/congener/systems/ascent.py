@@ -1,17 +1,17 @@
 """Moving samples to where two networks disagree more, along the gradient by the samples."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from congener.errors import RecipeError, did_you_mean
 from congener.ops.checks import check_choice
+from congener.taps import still
 from congener.types import Batch
 
 __all__ = ["Ascent", "still"]
@@ -119,23 +119,6 @@ class Ascent:
             slope = slope.sign()
         moved = x + self.step_size * slope
         return moved if self.clamp is None else moved.clamp(*self.clamp)
-
-
-@contextmanager
-def still(network: nn.Module) -> Iterator[None]:
-    """For a while in evaluation mode and without gradients of parameters; then as it was."""
-    modes = {module: module.training for module in network.modules()}
-    learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    try:
-        network.eval()
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-        for module, training in modes.items():
-            module.training = training
 
 
 def _where(kept: Tensor, x: Tensor) -> Tensor:

@@ -47,8 +47,9 @@ from congener.losses import backward_divergence, kd_loss
 from congener.naming import bind
 from congener.ops.checks import check_choice, check_temperature
 from congener.system import System
-from congener.systems.ascent import Ascent, still
+from congener.systems.ascent import Ascent
 from congener.systems.probe import first_sample
+from congener.taps import still
 from congener.task import Task
 from congener.teachers import FrozenTeacher
 from congener.types import Batch, Outputs, Paper, Progress, StepResult

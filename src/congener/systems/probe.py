@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from congener.errors import TapError
 from congener.ops.spatial import pooled
-from congener.taps import Taps, bare
+from congener.taps import Taps, bare, still
 from congener.task import Task
 from congener.types import Batch, Outputs
 
@@ -28,18 +28,12 @@ def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
     Raises:
         TapError: a tap that does not exist or gives no tensor.
     """
-    modes = {module: module.training for module in network.modules()}
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     batch = first_sample(task)
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
     taps = Taps(network, paths)
-    try:
-        network.eval()
-        with torch.no_grad(), taps:
-            result, features = taps(lambda: task.call(network, batch))
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with still(network), torch.no_grad(), taps:
+        result, features = taps(lambda: task.call(network, batch))
     return Outputs(task.logits(result), features)
 
 
