@@ -36,6 +36,8 @@ class Task(ABC):
         labelled: positions in ``train`` of the samples that have a label, where others have none.
         normalisation: mean and standard deviation of each channel by which images come out of
             :meth:`prepare`, where there are images and that is known.
+        augments: whether a training sample looks otherwise in another epoch; ``None``: not known,
+            for the data sets are the user's.
         ignore_label: the label of a sample that has none; the task loss skips it.
     """
 
@@ -45,6 +47,7 @@ class Task(ABC):
     class_names: Sequence[str] = ()
     labelled: Tensor | None = None
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
+    augments: bool | None = None
     ignore_label: int = -100
 
     def labels(self, split: str) -> Tensor | None:

@@ -12,7 +12,8 @@ from congener.schedules import Schedule
 __all__ = ["Batch", "Outputs", "Paper", "Progress", "StepResult", "Term"]
 
 Batch = dict[str, Any]
-"""A mapping with two reserved keys, ``index`` (stable sample ids, int64) and ``labels``."""
+"""A mapping with three reserved keys: ``index`` (stable sample ids, int64), ``labels``, and in
+training ``view``, the number of the view that :meth:`congener.task.Task.prepare` drew."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class FitConfig(BaseModel):
             of shuffling, 8 behind it.
         superclasses: how many clusters ``superclass_uniform`` makes; the paper's number is not
             known.
+        views: how many views of a sample there are: epoch e augments as epoch e mod ``views``
+            does, so that what a teacher says of them can be kept. Default: anew in each epoch.
         optimizer: ``sgd`` or ``adamw``.
         lr: the peak learning rate.
         weight_decay: as the optimiser means it (AdamW decouples it).
@@ -59,6 +61,7 @@ class FitConfig(BaseModel):
     sampler: Literal["shuffle", "class_uniform", "superclass_uniform"] = "shuffle"
     per_class: Count = 4
     superclasses: Count = 20
+    views: Count | None = None
     optimizer: Literal["sgd", "adamw"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
@@ -99,6 +102,10 @@ class FitConfig(BaseModel):
                 "into more pieces than it has samples"
             )
         return self
+
+    def view(self, epoch: int) -> int:
+        """Which view of its samples an epoch has."""
+        return epoch if self.views is None else epoch % self.views
 
     def _check_blocks(self) -> None:
         """A batch must be made of whole blocks, from no more clusters than there are."""

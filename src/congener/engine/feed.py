@@ -74,6 +74,7 @@ def epoch_batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    view: int | None = None,
     first: int,
     last: int,
     share: tuple[int, int],
@@ -88,7 +89,8 @@ def epoch_batches(
     The global batches are those of :mod:`.samplers`: of ``groups``, with ``labelled_per_batch`` of
     the positions ``labelled`` in each, or shuffled. ``share = (rank, processes)`` takes a
     consecutive slice of each (of whole blocks, where there are ``groups``), so the union over
-    processes is the batch of one process.
+    processes is the batch of one process. Random transforms of the data set draw as in the epoch
+    ``view``; default: this one.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     count = size(dataset)
@@ -100,7 +102,14 @@ def epoch_batches(
         whole = shuffled(count, batch_size, generator)
     blocks = [batch.view(-1, 1 if groups is None else per_group) for batch in whole[first:last]]
     batches = [rows.tensor_split(share[1])[share[0]].flatten().tolist() for rows in blocks]
-    return iter(_loader(task, _Indexed(dataset, seed=seed, epoch=epoch), batches, workers))
+    return iter(
+        _loader(
+            task,
+            _Indexed(dataset, seed=seed, epoch=epoch if view is None else view),
+            batches,
+            workers,
+        )
+    )
 
 
 def evaluation_batches(

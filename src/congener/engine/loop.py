@@ -1,9 +1,6 @@
 """The training loop: one function, ``fit``."""
 
-import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,13 @@ from congener.engine.checkpoint import (
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
 from congener.engine.feed import epoch_batches, size, steps_per_epoch, to_device
+from congener.engine.figures import History, balance_figures, finite, told
 from congener.engine.machine import any_process, build_accelerator, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.engine.samplers import check_groups
-from congener.errors import CheckpointError, Interrupted, NonFiniteLossError
+from congener.errors import CheckpointError, Interrupted
 from congener.runlog import RunLog
-from congener.system import Balance, System
+from congener.system import System
 from congener.task import Task
 from congener.types import Progress
 
@@ -94,7 +92,7 @@ def fit(
         system.teacher.to(accelerator.device)
     module, prepared = accelerator.prepare(system, optimizer)
 
-    step, history = 0, _History(task)
+    step, history = 0, History(task)
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint)
         step = _restore(state, checkpoint, system, optimizer, schedule, accelerator, history)
@@ -136,8 +134,9 @@ def fit(
         while step < steps:
             epoch, first = divmod(step, per_epoch)
             last = min(per_epoch, first + steps - step)
+            view = config.view(epoch)
             batches = epoch_batches(
-                task, train, batch_size=config.batch_size, seed=seed, epoch=epoch,
+                task, train, batch_size=config.batch_size, seed=seed, epoch=epoch, view=view,
                 first=first, last=last, share=share, workers=config.workers,
                 labelled=labelled, labelled_per_batch=config.labelled_per_batch,
                 groups=None if config.sampler == "shuffle" else groups,
@@ -146,11 +145,11 @@ def fit(
             for raw in batches:
                 started = time.perf_counter()
                 batch = to_device(raw, accelerator.device)
-                batch = task.prepare(batch, train=True, seed=seed, epoch=epoch)
+                batch = task.prepare(batch, train=True, seed=seed, epoch=view) | {"view": view}
                 progress = Progress(step, steps, epoch)
                 prepared.zero_grad(set_to_none=True)
                 weigh = bool(config.balance_every) and step % config.balance_every == 0
-                with _told(step, name):
+                with told(step, name):
                     if config.accumulate == 1:
                         total, terms, balance = module(batch, progress, balance=weigh)
                         accelerator.backward(total)
@@ -158,7 +157,7 @@ def fit(
                         total, terms, balance = accumulated_step(
                             system, batch, progress, config.accumulate, accelerator, balance=weigh
                         )
-                values = _finite({"total": total, **terms}, step, name)
+                values = finite({"total": total, **terms}, step, name)
                 if config.clip is not None:
                     accelerator.clip_grad_norm_(module.parameters(), config.clip)
                 lr = schedule.get_last_lr()[0]
@@ -174,7 +173,7 @@ def fit(
                         terms=values, weighted=weighted,
                     )  # fmt: skip
                 if balance:
-                    log.emit("balance", fit=name, step=step, terms=_figures(balance))
+                    log.emit("balance", fit=name, step=step, terms=balance_figures(balance))
                 step += 1
                 log.show("tick", fit=name, step=step, steps=steps)
                 if cadence and step % cadence == 0 and step < steps:
@@ -197,69 +196,6 @@ def fit(
     return FitResult(history.last, history.best, step, history.seconds)
 
 
-def _finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
-    """The losses of a step as numbers; a culprit is named before the weights take the step."""
-    dtype = losses["total"].dtype
-    stacked = torch.stack([value.detach().to(dtype) for value in losses.values()]).cpu()
-    values = dict(zip(losses, stacked.double().tolist(), strict=True))
-    bad = [term for term, value in values.items() if not math.isfinite(value)]
-    if bad:
-        culprits = [term for term in bad if term != "total"] or bad
-        raise NonFiniteLossError(
-            f"The loss term {culprits[0]!r} became {values[culprits[0]]} at step {step} of "
-            f"{name!r}; the weights were left as they were before it. Lower lr or the term's "
-            "weight, clip gradients, or train in fp32."
-        )
-    return values
-
-
-@contextmanager
-def _told(step: int, name: str) -> Iterator[None]:
-    """Say in which step a loss refused what it was given."""
-    try:
-        yield
-    except NonFiniteLossError as error:
-        raise NonFiniteLossError(
-            f"{str(error).removesuffix('.')} (step {step} of {name!r}; the weights were left as "
-            "they were before it)."
-        ) from error
-
-
-def _figures(balance: Balance) -> dict[str, dict[str, float | None]]:
-    """The balance as numbers; ``None`` for what is not defined."""
-    numbers = {
-        name: {key: float(value) for key, value in figures.items()}
-        for name, figures in balance.items()
-    }
-    return {
-        name: {key: value if math.isfinite(value) else None for key, value in figures.items()}
-        for name, figures in numbers.items()
-    }
-
-
-class _History:
-    """The last and the best evaluation, and the time spent in steps."""
-
-    def __init__(self, task: Task) -> None:
-        self._metric, self._sign = task.metric, 1.0 if task.higher_is_better else -1.0
-        self.last: dict[str, float] = {}
-        self.best: dict[str, float] = {}
-        self.seconds = 0.0
-
-    def add(self, step: int, figures: dict[str, float]) -> None:
-        self.last = figures
-        value = figures[self._metric]
-        if not self.best or self._sign * (value - self.best[self._metric]) > 0:
-            self.best = {self._metric: value, "step": step}
-
-    def state(self) -> dict[str, Any]:
-        return {"last": self.last, "best": self.best, "seconds": self.seconds}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.last, self.best = state["last"], state["best"]
-        self.seconds = state["seconds"]
-
-
 def _restore(
     state: dict[str, Any],
     path: Path,
@@ -267,7 +203,7 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     accelerator: Accelerator,
-    history: _History,
+    history: History,
 ) -> int:
     """Put everything back as the checkpoint has it; the step to go on from."""
     try:

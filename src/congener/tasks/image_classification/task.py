@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, TensorDataset, default_collate
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -69,6 +69,7 @@ class ImageClassification(Task):
         self._describe(splits, divided.class_names, divided.mean, divided.std)
         self.normalisation = (divided.mean, divided.std)
         self._draw_views(blank, augment, strong)
+        self.augments = self._augment is not augmentations.none or strong is not None
 
     @classmethod
     def from_datasets(
@@ -103,6 +104,10 @@ class ImageClassification(Task):
         task._describe(splits, names, (0.0,), (1.0,))
         task.normalisation = normalisation
         task._draw_views(torch.zeros_like(image), augment, strong)
+        if task._augment is not augmentations.none or strong is not None:
+            task.augments = True
+        elif isinstance(train, TensorDataset):
+            task.augments = False
         return task
 
     def _describe(
