@@ -24,12 +24,12 @@ from pydantic import (
     model_validator,
 )
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from torch import nn
 
 from congener.engine import FitConfig
 from congener.errors import RecipeError, did_you_mean
 from congener.naming import expected
+from congener.recipe_text import Source, override_value, parse_yaml, plain
 from congener.schedules import Schedule
 from congener.task import Task
 from congener.teachers import Preprocessing
@@ -258,7 +258,7 @@ class Recipe(_Strict):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     published: Published | None = None
 
-    _source: "_Source" = PrivateAttr(default_factory=lambda: _Source("recipe", {}))
+    _source: "Source" = PrivateAttr(default_factory=lambda: Source("recipe", {}))
 
     def place(self, *path: int | str) -> str:
         """Where a key of this recipe stands: ``file, line n``, or ``recipe``."""
@@ -321,31 +321,6 @@ class Recipe(_Strict):
         return ({"alone": Arm()} if self.alone else {}) | self.contenders
 
 
-class _Source:
-    """A recipe's text: plain values, and where each key stands."""
-
-    def __init__(self, label: str, node: Any) -> None:
-        self.label, self._node = label, node
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Source)  # recipes are equal wherever they were read
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def place(self, path: Sequence[int | str]) -> str:
-        """``file, line n`` of the deepest key of ``path`` that the text has."""
-        node: Any = self._node
-        line: int | None = None
-        for key in path:
-            try:
-                held: Any = node.lc  # ruamel's record of lines and columns
-                position = held.key(key) if isinstance(node, Mapping) else held.item(key)
-                line, node = position[0] + 1, node[key]
-            except (AttributeError, KeyError, IndexError, TypeError):
-                continue
-        return self.label if line is None else f"{self.label}, line {line}"
-
-
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe file, with ``key.sub=value`` overrides applied to it.
 
@@ -360,22 +335,22 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     except OSError as error:
         reason = error.strerror or str(error)
         raise RecipeError(f"Cannot read the recipe {path}: {reason}.") from error
-    source = _Source(str(path), _parse(text, str(path)))
-    values = _plain(source._node, str(path))
+    source = Source(str(path), parse_yaml(text, str(path)))
+    values = plain(source.node, str(path))
     if not isinstance(values, dict):
         held = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise RecipeError(
             f"{path} {held}; expected the keys of a recipe, such as task, student and train."
         )
     for override in overrides:
-        _override(values, override)
+        override_value(values, override)
     values.setdefault("name", path.stem)
     return parse_recipe(values, source)
 
 
-def parse_recipe(values: Mapping[str, Any], source: _Source | None = None) -> Recipe:
+def parse_recipe(values: Mapping[str, Any], source: Source | None = None) -> Recipe:
     """Validate plain values; an error is told as one sentence."""
-    source = source or _Source("recipe", {})
+    source = source or Source("recipe", {})
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -394,77 +369,7 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def _parse(text: str, label: str) -> Any:
-    try:
-        return YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = str(error.problem or error.context).strip().splitlines()[0]
-        if problem.startswith("but "):  # the second half of a sentence
-            problem = f"{error.context}, {problem}"
-        raise RecipeError(f"{label}{line}: this is no valid YAML ({problem}).") from error
-    except YAMLError as error:
-        problem = str(error).strip().splitlines()[0]
-        raise RecipeError(f"{label}: this is no valid YAML ({problem}).") from error
-    except RecursionError:
-        raise RecipeError(f"{label}: this is no valid YAML (it is nested too deeply).") from None
-
-
-def _plain(node: Any, label: str) -> Any:
-    """Plain Python values; a tag would be a request to build an object, and is refused."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
-    if tag:
-        line = getattr(getattr(node, "lc", None), "line", None)
-        place = label if line is None else f"{label}, line {line + 1}"
-        raise RecipeError(f"{place}: the tag {tag!r} is refused; a recipe holds plain values only.")
-    if isinstance(node, Mapping):
-        for key in node:
-            if not isinstance(key, str | int | float):
-                raise RecipeError(f"{label}: the key {key!r} is no text; keys are plain words.")
-        return {str(key): _plain(value, label) for key, value in node.items()}
-    if isinstance(node, str):
-        return str(node)
-    if isinstance(node, Sequence):
-        return [_plain(value, label) for value in node]
-    for kind in (bool, int, float):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0.c=value`` in place; the value is read as YAML."""
-    path, equals, text = override.partition("=")
-    if not equals or not all(path.split(".")):
-        raise RecipeError(f"The override {override!r} should read key=value, as in train.lr=0.1.")
-    value = _plain(_parse(text, f"override {override!r}"), f"override {override!r}")
-    node: Any = values
-    keys = path.split(".")
-    for position, key in enumerate(keys):
-        slot: Any = key
-        if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
-                raise RecipeError(
-                    f"The override {override!r} asks for item {key!r} of a list of {len(node)}."
-                )
-            slot = int(key)
-        if position == len(keys) - 1:
-            node[slot] = value
-            return
-        child = node[slot] if isinstance(node, list) else node.get(slot)
-        if child is None or isinstance(child, str):
-            child = {} if child is None else {"name": child}
-            node[slot] = child
-        if not isinstance(child, dict | list):
-            raise RecipeError(
-                f"The override {override!r} looks inside {'.'.join(keys[: position + 1])!r}, "
-                f"which is {child!r}."
-            )
-        node = child
-
-
-def _sentence(error: ValidationError, source: _Source) -> str:
+def _sentence(error: ValidationError, source: Source) -> str:
     """The most telling problem of a validation, as one sentence with its place."""
     problems = error.errors()
     # A union reports every alternative; those for objects given in Python are never the point.

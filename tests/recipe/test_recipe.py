@@ -261,6 +261,7 @@ def test_rules_of_a_recipe(values, sentence) -> None:
         ({"steps": 1, "sampler": "class_unifrom"}, "did you mean 'class_uniform'"),
         ({"steps": 1, "per_class": 0}, "'train.per_class' is 0"),
         ({"steps": 1, "superclasses": 0}, "'train.superclasses' is 0"),
+        ({"steps": 1, "views": 0}, "'train.views' is 0"),
         ({"steps": 1, "precision": "fp61"}, "did you mean 'fp16'"),
         ({"steps": 1, "evaluate_every": -1}, "'train.evaluate_every' is -1"),
         ({"steps": 1, "checkpoint_every": -1}, "'train.checkpoint_every' is -1"),
