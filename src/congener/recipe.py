@@ -37,6 +37,7 @@ from congener.types import Term
 
 __all__ = [
     "Arm",
+    "CacheSpec",
     "LossSpec",
     "ModelSpec",
     "Published",
@@ -223,6 +224,24 @@ class Published(_Strict):
     arms: dict[str, float]
 
 
+class CacheSpec(_Strict):
+    """How what the teacher says is kept, so that it runs once and not on every batch.
+
+    Args:
+        folder: where; default: ``cache`` in the run folder. Runs of one teacher, data set and
+            views may share a folder.
+        dtype: of the numbers kept: ``fp32`` is exact; ``fp16`` and ``bf16`` take half the space.
+        top_k: how many logits of a sample are kept, beside the mass of the others, which is then
+            shared evenly among them; default: all.
+        temperature: at which that mass is right; take the loss' own.
+    """
+
+    folder: Path | None = None
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
 class Recipe(_Strict):
     """A whole experiment: a task, a teacher, a student, and the arms that are compared.
 
@@ -238,6 +257,8 @@ class Recipe(_Strict):
         system: the system of a single arm, instead of terms.
         arms: arms by name, for a comparison.
         alone: also train the student without a teacher, under the same settings.
+        cache: ``auto`` keeps what the teacher says where that is exact, pays and takes less than
+            1 GiB; ``off``; or how it is kept, of every arm.
         train: how every arm is trained.
         seeds: one run of each arm for each.
         published: the figures to print beside ours.
@@ -254,6 +275,7 @@ class Recipe(_Strict):
     system: Annotated[SystemSpec, BeforeValidator(_named)] | None = None
     arms: dict[Annotated[str, AfterValidator(_arm)], Arm] = {}
     alone: bool = True
+    cache: Literal["auto", "off"] | CacheSpec = "auto"
     train: FitConfig
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (0,)
     published: Published | None = None
@@ -374,6 +396,9 @@ def _sentence(error: ValidationError, source: Source) -> str:
     problems = error.errors()
     # A union reports every alternative; those for objects given in Python are never the point.
     problems = [p for p in problems if p["type"] != "is_instance_of"] or problems
+    # Nor is a word that might have stood in the place of a mapping.
+    wordless = [p for p in problems if p["type"] != "literal_error" or isinstance(p["input"], str)]
+    problems = wordless or problems
     problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     fields = [str(k) for k in problem["loc"]]
     own = ("Spec", "Preprocessing", "]")  # names of types, which no recipe has
@@ -398,6 +423,7 @@ def _fields_at(path: Sequence[str]) -> list[str]:
     """The keys that a recipe has at a path of a validation error."""
     inside: dict[str, type[BaseModel]] = {
         "train": FitConfig, "published": Published, "TermSpec": TermSpec, "arms": Arm,
+        "CacheSpec": CacheSpec,
     }  # fmt: skip
     for step in (each.removesuffix("]").rpartition(" ")[2] for each in reversed(path)):
         if step in inside:

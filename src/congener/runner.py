@@ -3,6 +3,7 @@
     recipe.yaml  environment.json  events.jsonl      what was run, and what happened
     teacher/  arms/<arm>/seed-<n>/                   checkpoint.pt, weights.safetensors, result.json
     stages/<name>-<key>.safetensors                  what systems fitted or measured first
+    cache/<teacher>/                                 what the teacher said, where that is kept
     analysis/<arm>.npz                               predictions and Gram matrices, for the report
     metrics.json  summary.json                       the results; last epoch, one value a seed
 
@@ -16,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ from congener.engine.measure import cost
 from congener.errors import CongenerError, RecipeError, RunError, did_you_mean
 from congener.losses import HardLabelLoss
 from congener.recipe import Arm, Recipe, TeacherSpec, dump_recipe
+from congener.run_folder import open_folder
 from congener.runlog import Event, RunLog, environment, read_json, write_text
 from congener.system import System
 from congener.systems import Distillation
@@ -88,7 +89,7 @@ def execute(
     assembly = Assembly(recipe, trust)
     assembly.check()
     text = dump_recipe(recipe)
-    _on_main(state, lambda: _open_folder(out, text, resume=resume))
+    _on_main(state, lambda: open_folder(out, text, resume=resume))
     main = state.is_main_process
     log = RunLog(out, observers) if main else RunLog(None)
     if main:
@@ -168,7 +169,7 @@ class _Runner:
         training = self.assembly.training(
             self.recipe.train, distilled=system.distils, superclasses=self.superclasses
         )
-        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training)
+        self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training, arm)
 
     def _system(self, arm: str, seed: int, teacher: nn.Module | None) -> System:
         """The system of an arm, its student and its teacher where they come from."""
@@ -193,6 +194,7 @@ class _Runner:
         system: System,
         seed: int,
         training: Training,
+        arm: str | None = None,
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
         if (folder / "result.json").exists() and (folder / "weights.safetensors").exists():
@@ -432,50 +434,6 @@ def _read_result(folder: Path) -> dict[str, Any]:
     except RunError as error:
         problem = str(error.__cause__)
     raise RunError(f"{path} is damaged ({problem}); remove {folder} to train that part again.")
-
-
-def _open_folder(out: Path, recipe: str, *, resume: bool) -> None:
-    """Make the run folder, or make sure that the one there is to be gone on with."""
-    try:
-        _claim(out, recipe, resume=resume)
-    except OSError as error:
-        raise RunError(
-            f"Cannot write to {out} ({error.strerror}); choose a folder that is writable."
-        ) from error
-
-
-def _claim(out: Path, recipe: str, *, resume: bool) -> None:
-    recorded = out / "recipe.yaml"
-    if out.exists() and not out.is_dir():
-        raise RunError(f"{out} is a file; name a folder for the run.")
-    # Hidden files are drafts of a start that was cut off before there was a run.
-    holds_run = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())
-    if holds_run and not resume:
-        raise RunError(
-            f"{out} already holds a run; add --resume to go on with it, or name another "
-            "(in Python: resume=True, or out=...)."
-        )
-    if resume and not holds_run:
-        raise RunError(f"There is no run in {out} to resume; leave --resume out to start one.")
-    if resume:
-        _same_recipe(recorded, recipe)
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(recorded, recipe)
-
-
-def _same_recipe(recorded: Path, recipe: str) -> None:
-    if not recorded.exists():
-        raise RunError(f"{recorded.parent} holds no recipe.yaml, so it is no run; name another.")
-    before = recorded.read_text(encoding="utf-8", errors="replace").splitlines()
-    now = recipe.splitlines()
-    if before != now:
-        pairs = zip_longest(before, now, fillvalue="the end")
-        a, b = next((a, b) for a, b in pairs if a != b)
-        raise RunError(
-            f"{recorded.parent} was started by another recipe (there {a.strip()!r}, now "
-            f"{b.strip()!r}); resume with the same one, or name another folder."
-        )
 
 
 def _on_main(state: PartialState, action: Callable[[], None]) -> None:

@@ -60,6 +60,10 @@ class System(nn.Module, ABC):
         """Whether samples without a label teach it something."""
         return self.teacher is not None
 
+    def needs_live_teacher(self) -> str:
+        """Why its teacher must run on each batch; empty where what it said before will do."""
+        return ""
+
     def stages(self) -> "Sequence[Stage]":
         """What must be done, in order, before this system is fitted: the engine's ``prepare``."""
         return ()

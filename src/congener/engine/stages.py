@@ -26,7 +26,7 @@ from congener.task import Task
 from congener.teachers import fingerprint
 from congener.types import Batch, Progress
 
-__all__ = ["check_stage", "prepare", "stage_path"]
+__all__ = ["check_stage", "data_fingerprint", "prepare", "stage_path"]
 
 SAMPLED = 256  # samples that tell one data set from another
 
@@ -242,12 +242,22 @@ def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str
         digest.update(json.dumps([shapes, settings, repr(stage.system)]).encode())
     else:
         digest.update(json.dumps(stage.key).encode())
-    digest.update(_data_fingerprint(task, data, train=isinstance(stage, FitStage)))
+    digest.update(data_fingerprint(task, data, train=isinstance(stage, FitStage)))
     return digest.hexdigest()[:16]
 
 
-def _data_fingerprint(task: Task, data: Dataset[Any], *, train: bool) -> bytes:
-    """A hash of how many samples there are, and of some, evenly spread, as networks see them."""
+def data_fingerprint(
+    task: Task, data: Dataset[Any], *, train: bool, seed: int = 0, labels: bool = True
+) -> bytes:
+    """A hash of how many samples there are, and of some, evenly spread, as networks see them.
+
+    Args:
+        task: prepares the samples.
+        data: the data set.
+        train: as prepared for training, in epoch 0.
+        seed: of the random transforms.
+        labels: whether other labels make another hash.
+    """
     count = size(data)
     places = torch.linspace(0, count - 1, min(count, SAMPLED)).long().tolist()
     batch = next(
@@ -255,10 +265,10 @@ def _data_fingerprint(task: Task, data: Dataset[Any], *, train: bool) -> bytes:
             task, Subset(data, places), batch_size=len(places), share=(0, 1), workers=0
         )
     )
-    batch = task.prepare(batch, train=train, seed=0, epoch=0)
+    batch = task.prepare(batch, train=train, seed=seed, epoch=0)
     digest = hashlib.sha256(str(count).encode())
     for name in sorted(batch):
         value = batch[name]
-        if isinstance(value, Tensor) and name != "index":
+        if isinstance(value, Tensor) and name != "index" and (labels or name != "labels"):
             digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()

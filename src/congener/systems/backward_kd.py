@@ -152,6 +152,12 @@ class BackwardKD(System):
         """The hyper-parameters."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
 
+    def needs_live_teacher(self) -> str:
+        """What the teacher is asked changes with every step."""
+        return (
+            "the teacher is asked about points that move with the student, and needs its gradient"
+        )
+
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
         return {

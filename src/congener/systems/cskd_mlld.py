@@ -128,6 +128,10 @@ class TwoViewCSKD(System):
         """The hyper-parameters."""
         return ", ".join(f"{name}={getattr(self, name)}" for name in self.sources)
 
+    def needs_live_teacher(self) -> str:
+        """What the teacher is asked changes with every step."""
+        return "the teacher answers to two views that are drawn anew, each with its own reply"
+
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
         supervised = dict.fromkeys(("task", "task_strong"), self.task_weight)

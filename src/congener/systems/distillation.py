@@ -143,10 +143,16 @@ class Distillation(System):
         ]  # fmt: skip
         return nn.ModuleList(nn.ModuleList(kind(pair) for kind in bound.kinds) for pair in pairs)
 
+    def _sources(self) -> list[Source]:
+        return [each for each in self.answers.modules() if isinstance(each, Source)]
+
     def stages(self) -> Sequence[Stage]:
         """What the terms need measured before training."""
-        sources = [each for each in self.answers.modules() if isinstance(each, Source)]
-        return [stage for source in sources for stage in source.stages()]
+        return [stage for source in self._sources() for stage in source.stages()]
+
+    def needs_live_teacher(self) -> str:
+        """What the sources of its terms say."""
+        return next((source.live for source in self._sources() if source.live), "")
 
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""

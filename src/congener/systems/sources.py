@@ -61,10 +61,12 @@ class Source(nn.Module, ABC):
     Attributes:
         words: the arguments of a loss that it answers.
         lone: whether its term can have one pair of taps only.
+        live: why the teacher must run on each batch; empty where its earlier answers will do.
     """
 
     words: ClassVar[tuple[str, ...]]
     lone: ClassVar[bool] = False
+    live: ClassVar[str] = ""
 
     def stages(self) -> Sequence[Stage]:
         """What must be measured before training."""
@@ -89,6 +91,7 @@ class RestyledLogits(Source):
     """
 
     words = ("restyled_logits",)
+    live = "the teacher goes on from a map in the statistics of what the student says now"
 
     def __init__(self, pair: Pair) -> None:
         super().__init__()

@@ -155,6 +155,10 @@ class SSKD(System):
         fitting = self.teacher.fitting
         return (FitStage("sskd_head", fitting, (fitting.frozen.model,), self.head),)
 
+    def needs_live_teacher(self) -> str:
+        """What the teacher is asked changes with every step."""
+        return "its self-supervised head compares the images and their rotations within each batch"
+
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
         return self.term_weights

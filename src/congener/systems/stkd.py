@@ -126,6 +126,10 @@ class STKD(System):
         """The hyper-parameters."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
 
+    def needs_live_teacher(self) -> str:
+        """What the teacher is asked changes with every step."""
+        return "the teacher is asked about virtual samples, which are mixed anew in every step"
+
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
         factors = {"task": self.ce_weight, "kd": self.kl_weight}
