@@ -15,8 +15,10 @@ from congener.errors import TapError, did_you_mean
 __all__ = ["Tail", "Taps", "bare", "still"]
 
 T = TypeVar("T")
-SIZE = r":([1-9]\d*)x([1-9]\d*)$"
-"""How a path ends that reads a map of a size."""
+SIZE = r":([1-9]\d*)x([1-9]\d*)(?=$|:pooled$|:gram$)"
+"""What follows a path that reads a map of a size."""
+SUMMARY = r":(pooled|gram)$"
+"""How a path ends that reads a summary of a map."""
 FILLS = (torch.nan, 0.0, torch.inf, -torch.inf)
 """What tells whether a tensor is needed: the first in sums, the others in comparisons."""
 
@@ -62,7 +64,9 @@ class Taps:
     ``:input`` appended the module's first input. Of a tuple, the first tensor is read. With
     ``:14x14`` the output is read as a map (batch, channels, 14, 14): of tokens (batch, tokens,
     channels) the last 14 · 14, since class and register tokens come first, or a map whose channels
-    come last.
+    come last. With ``:pooled`` at the end the mean of a map (batch, channels, *size) over its
+    places is read, (batch, channels), and with ``:gram`` the mean over its places of the products
+    of two channels, (batch, channels, channels).
 
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> taps = Taps(net, ["1", "2:input"])
@@ -85,7 +89,7 @@ class Taps:
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
         modules = dict(bare(model).named_modules())
-        plain = {path: re.sub(SIZE, "", path) for path in paths}
+        plain = {path: re.sub(SIZE, "", re.sub(SUMMARY, "", path)) for path in paths}
         self._places = {path: _locate(modules, plain[path]) for path in plain}
         self._compiled = any(_is_compiled(module) for module in model.modules())
         self._armed = False
@@ -101,7 +105,7 @@ class Taps:
         self._armed = True
         try:
             result = run()
-            return result, {path: _as_map(path, self._only(path)) for path in self._places}
+            return result, {path: _as_asked(path, self._only(path)) for path in self._places}
         finally:
             self._armed = False
             for handle in handles:
@@ -178,6 +182,23 @@ class Taps:
         return values[0]
 
 
+def _as_asked(path: str, value: Tensor) -> Tensor:
+    """What was read, as the end of its path asks for it."""
+    value = _as_map(path, value)
+    asked = re.search(SUMMARY, path)
+    if asked is None:
+        return value
+    if value.dim() < 3:
+        raise TapError(
+            f"The tap {path!r} gives {tuple(value.shape)}, which has no places to take the mean "
+            "over: expected (batch, channels, ...); tap a map, or leave the end of the path out."
+        )
+    places = value.flatten(2)
+    if asked[1] == "pooled":
+        return places.mean(2)
+    return places @ places.mT / places.shape[2]
+
+
 def _as_map(path: str, value: Tensor) -> Tensor:
     """What was read, as a map if its path asks for one."""
     asked = re.search(SIZE, path)
@@ -222,6 +243,11 @@ class Tail:
             raise TapError(
                 f"A compiled network cannot run from a tap such as {path!r}; give it as it was "
                 "before torch.compile."
+            )
+        if re.search(SUMMARY, path):
+            raise TapError(
+                f"A network cannot run from a summary of a map, as at {path!r}; leave the end of "
+                "the path out."
             )
         if re.search(SIZE, path):
             raise TapError(

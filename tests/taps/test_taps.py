@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from congener.errors import TapError
-from congener.taps import Taps, bare
+from congener.taps import Tail, Taps, bare
 
 
 class Twice(nn.Module):
@@ -315,3 +315,28 @@ def test_bare_is_the_network_inside_all_wrappers() -> None:
     wrapped: Any = torch.compile(nn.parallel.DataParallel(net), backend="aot_eager")
     assert bare(wrapped) is net
     assert bare(net) is net
+
+
+def test_a_summary_of_a_map_is_read() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU())
+    images = torch.randn(2, 3, 4, 6)
+    _, seen = Taps(net, ["0", "0:pooled", "0:gram"])(lambda: net(images))
+    maps = seen["0"]
+    torch.testing.assert_close(seen["0:pooled"], maps.mean((2, 3)))
+    by_hand = torch.einsum("bchw,bdhw->bcd", maps, maps) / 24
+    torch.testing.assert_close(seen["0:gram"], by_hand)
+
+
+def test_tokens_are_read_as_a_map_and_then_summarised() -> None:
+    net = nn.Sequential(nn.Linear(3, 5), nn.Identity())
+    tokens = torch.randn(2, 1 + 6, 3)
+    _, seen = Taps(net, ["0", "0:2x3:pooled"])(lambda: net(tokens))
+    torch.testing.assert_close(seen["0:2x3:pooled"], seen["0"][:, 1:].mean(1))
+
+
+def test_what_has_no_places_has_no_summary() -> None:
+    net = nn.Sequential(nn.Linear(3, 5))
+    with pytest.raises(TapError, match=r"'0:gram' gives \(2, 5\), which has no places"):
+        Taps(net, ["0:gram"])(lambda: net(torch.randn(2, 3)))
+    with pytest.raises(TapError, match="cannot run from a summary"):
+        Tail(net, "0:pooled")
