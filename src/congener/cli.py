@@ -27,6 +27,7 @@ from congener.errors import (
     VerificationError,
     did_you_mean,
 )
+from congener.shipped import recipe_path, shipped_recipes
 
 if TYPE_CHECKING:
     from congener.catalogue import Entry
@@ -96,7 +97,7 @@ def run(
     from congener import api
     from congener.recipe import load_recipe
 
-    path = _recipe_path(recipe)
+    path = recipe_path(recipe)
     described = load_recipe(path, overrides or [])
     folder = out or Path("runs") / described.name
     fresh = ["congener", "run", recipe, *(overrides or []), "--out", str(folder)]
@@ -121,7 +122,7 @@ def validate(
     from congener import api
     from congener.recipe import load_recipe
 
-    described = load_recipe(_recipe_path(recipe), overrides or [])
+    described = load_recipe(recipe_path(recipe), overrides or [])
     api.validate(described, trust=trust or [])
     print(f"{recipe} is valid: arms {', '.join(described.all_arms)}.")  # noqa: T201
 
@@ -138,7 +139,7 @@ def doctor(
     from congener.preflight import doctor as examine
     from congener.recipe import load_recipe
 
-    described = load_recipe(_recipe_path(recipe), overrides or [])
+    described = load_recipe(recipe_path(recipe), overrides or [])
     findings = examine(described, out=out, trust=trust or [])
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
@@ -170,7 +171,7 @@ def bench(
     words = ["congener", "bench", *recipes, "--out", str(out)]
     words += ["--records", str(records), "--holdout", str(holdout)]
     words += [word for package in trust or [] for word in ("--trust", package)]
-    described = [load_recipe(_recipe_path(recipe), []) for recipe in recipes]
+    described = [load_recipe(recipe_path(recipe), []) for recipe in recipes]
     with _resumable(out, words), _Progress() as progress:
         found = compare(
             described, out=out, records=records, holdout=holdout, resume=resume,
@@ -231,7 +232,7 @@ def list_(
     for name in tasks_by_name():
         console.print(f"  {name}")
     console.print("\n[bold]recipes[/]  (congener run NAME)")
-    for name, path in _shipped().items():
+    for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
         console.print(f"  {name}", overflow="ignore", no_wrap=True)
         console.print(Padding(Text(first), (0, 0, 0, 6)))
@@ -379,24 +380,6 @@ def _print_findings(console: Console, findings: "list[Finding]") -> None:
             console.print(table)
         else:
             console.print(f"{title}: none were published for this loss\n")
-
-
-def _shipped() -> dict[str, Path]:
-    """The recipes that come with the package, by file stem."""
-    folder = Path(__file__).parent / "recipes"
-    return {path.stem: path for path in sorted(folder.rglob("*.yaml"))}
-
-
-def _recipe_path(recipe: str) -> Path:
-    """A file of that path, or else the shipped recipe of that name."""
-    path, shipped = Path(recipe), _shipped()
-    if path.is_file():
-        return path
-    if recipe in shipped:
-        return shipped[recipe]
-    if path.stem in shipped or not (path.suffix or path.exists()):
-        raise RecipeError(f"There is no recipe {recipe!r}; {did_you_mean(path.stem, shipped)}")
-    return path
 
 
 def _print_table(folder: Path) -> None:

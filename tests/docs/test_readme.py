@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from congener import api
 from congener.catalogue import losses_by_name
-from congener.cli import _shipped, app
+from congener.cli import app
 from congener.recipe import load_recipe
+from congener.shipped import shipped_recipes
 from congener.tasks.image_classification import ImageClassification
 
 ROOT = Path(__file__).parents[2]
@@ -65,8 +66,8 @@ def check(words: list[str]) -> None:
     if verb in ("run", "validate"):
         recipe, overrides = given["recipe"], given["overrides"] or []
         shown = recipe.endswith(".yaml") or recipe.isupper()  # the reader's own file
-        assert shown or recipe in _shipped(), recipe
-        load_recipe(_shipped()["demo" if shown else recipe], overrides)
+        assert shown or recipe in shipped_recipes(), recipe
+        load_recipe(shipped_recipes()["demo" if shown else recipe], overrides)
     if verb == "show" and not given["name"].isupper():
         assert given["name"] in losses_by_name()
 
