@@ -1,12 +1,13 @@
 # make demo   train and compare on the embedded data set; a report in runs/demo
 # make test   everything that CI checks
 # make docs   the pages of docs/methods, generated from the code and measured
-# make bench  speed and memory against the plain formulas
+# make bench  speed and memory against plain loops, plain formulas and torchdistill; WORDS="cached store": a part
 # make records  every method against a tuned student alone, five seeds; hours on two cores
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+QUIETLY := --disable-pip-version-check --quiet --progress-bar off
 
 .PHONY: demo test test-all docs bench records lint types clean
 
@@ -23,8 +24,8 @@ test-all: $(READY) lint types
 docs: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
 
-bench: $(READY)
-	for file in benchmarks/bench_*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$file || exit 1; done
+bench: $(VENV)-bench/.ready
+	$(VENV)-bench/bin/python benchmarks/run.py $(WORDS)
 
 METHODS := sp nd crd mhkd stkd backward_kd simkd sskd dml ban dist cskd ckd
 MNIST   := mnist1d-cnn1d
@@ -51,8 +52,15 @@ types: $(READY)
 # constraints.txt holds the versions that the tests and the quoted figures were made with.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar off -c constraints.txt -e '.[image,transformers,bench,dev]'
+	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[image,transformers,int8,bench,dev]'
+	touch $@
+
+# 1.1.4 was the last torchdistill that could keep what a teacher says; it has a folder of its own.
+$(VENV)-bench/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install $(QUIETLY) -c constraints.txt -e '.[image,int8]' torchdistill==1.1.5 datasets==5.2.0
+	$(VENV)-bench/bin/pip install $(QUIETLY) --no-deps --upgrade --target $(VENV)-bench/torchdistill-1.1.4 torchdistill==1.1.4
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VENV)-bench build dist

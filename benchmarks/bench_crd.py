@@ -56,7 +56,7 @@ def gather_first(given: Inputs) -> Sequence[Tensor]:
     return with_gradients(loss, (student, teacher))
 
 
-COMPARISONS = [
+BENCHES = [
     Comparison(
         f"crd, {negatives} negatives, batch {batch}",
         partial(inputs, batch, negatives),
@@ -70,4 +70,4 @@ COMPARISONS = [
 ]
 
 if __name__ == "__main__":
-    main(COMPARISONS)
+    main(BENCHES)

@@ -33,19 +33,19 @@ def broadcast(student: Tensor, teacher: Tensor) -> Tensor:
     return kernel(t, t).mean() + kernel(s, s).mean() - 2 * kernel(s, t).mean()
 
 
-if __name__ == "__main__":
-    main(
-        [
-            Comparison(
-                name=f"nst {'x'.join(map(str, shape))}",
-                inputs=partial(maps, shape),
-                plain=partial(of_pair, broadcast),
-                ours=partial(of_pair, losses.nst_loss),
-                goal=goal,
-                memory_ratio_goal=0.15,
-                rtol=2e-5,
-                rounds=5,
-            )
-            for shape, goal in SHAPES.items()
-        ]
+BENCHES = [
+    Comparison(
+        name=f"nst {'x'.join(map(str, shape))}",
+        inputs=partial(maps, shape),
+        plain=partial(of_pair, broadcast),
+        ours=partial(of_pair, losses.nst_loss),
+        goal=goal,
+        memory_ratio_goal=0.15,
+        rtol=2e-5,
+        rounds=5,
     )
+    for shape, goal in SHAPES.items()
+]
+
+if __name__ == "__main__":
+    main(BENCHES)

@@ -7,15 +7,12 @@ thread. A step is forward, loss, backward with DDP's mean of the gradients, and 
 take turns step by step, and the ratio is that of wall times, since ranks wait for each other.
 """
 
-import argparse
 import itertools
 import json
-import os
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
+from harness import Line, line, main, memory
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -117,35 +115,39 @@ def assert_global_is_one_process(step: Step) -> None:
     torch.testing.assert_close(value, whole, rtol=1e-5, atol=0)
 
 
-def serve(rank: int, store: str, results: str, words: list[str]) -> None:
+def serve(rank: int, store: str, results: str, names: Sequence[str]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
     lines = []
     for step in STEPS:
-        if words and not any(word in step.name for word in words):
+        if step.name not in names:
             continue
         assert_global_is_one_process(step)
-        ratio = round(measure(step), 4)
-        line = {"name": step.name, "ratio": ratio, "goal": step.goal, "reached": ratio <= step.goal}
-        lines.append(line | {"rounds": step.rounds, "load": round(os.getloadavg()[0], 1)})
+        before = memory("VmRSS")
+        ratio = measure(step)
+        peak = memory("VmHWM") - before
+        lines.append(line(step.name, step.rounds, ratio=ratio, goal=step.goal, memory_mb=peak))
     if rank == 0:
         Path(results).write_text(json.dumps(lines))
     dist.destroy_process_group()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("words", nargs="*", help="run only what contains one of these")
-    words = parser.parse_args().words
-    with tempfile.TemporaryDirectory() as folder:
-        results = Path(folder) / "results.json"
-        store = str(Path(folder) / "store")
-        torch.multiprocessing.spawn(serve, (store, str(results), words), nprocs=RANKS)
-        lines = json.loads(results.read_text())
-    for line in lines:
-        print(json.dumps(line), flush=True)
-    sys.exit(0 if all(line["reached"] for line in lines) else 1)
+class Ranks:
+    """The steps, in processes of their own."""
 
+    names = tuple(step.name for step in STEPS)
+
+    def run(self, names: Sequence[str]) -> Iterator[Line]:
+        if not names:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            results = Path(folder) / "results.json"
+            store = str(Path(folder) / "store")
+            torch.multiprocessing.spawn(serve, (store, str(results), names), nprocs=RANKS)
+            yield from json.loads(results.read_text())
+
+
+BENCHES = [Ranks()]
 
 if __name__ == "__main__":
-    main()
+    main(BENCHES)

@@ -121,32 +121,28 @@ def comparison(
 
 DISTANCE, ANGLE = losses.rkd_distance_loss, losses.rkd_angle_loss
 
+BENCHES = [
+    comparison("RKD angle", rkd_angle, ANGLE, (64, 128), 0.25),
+    comparison("RKD angle", rkd_angle, ANGLE, (256, 128), 0.17, 0.05),
+    comparison("RKD angle", rkd_angle, ANGLE, (256, 512), 0.055, 0.05, rounds=5),
+    comparison("RKD", rkd, losses.rkd_loss, (256, 128), None, peer=peers.rkd),
+    comparison("RKD distance", rkd_distance, DISTANCE, (256, 128), 1.0),
+    comparison("RKD distance", rkd_distance, DISTANCE, (4096, 128), 0.72, 0.1, rounds=5),
+    comparison("PKT", pkt, losses.pkt_loss, (256, 128), None, peer=peers.pkt),
+    comparison("PKT", pkt, losses.pkt_loss, (4096, 128), 0.8, 0.1, rounds=5, peer=peers.pkt),
+    comparison("CCKD", cckd, losses.cckd_loss, (256, 128), None),
+    comparison("CCKD", cckd, losses.cckd_loss, (4096, 128), 1.0, 0.1, rounds=5),
+    comparison(
+        "CCKD by rows",
+        cckd_row_by_row,
+        losses.cckd_loss,
+        (256, 128),
+        0.1,
+        peer=peers.cckd,
+        same_as_peer=False,
+    ),
+    comparison("CCKD by rows", cckd_row_by_row, losses.cckd_loss, (4096, 128), 0.1, 0.1, rounds=3),
+]
+
 if __name__ == "__main__":
-    main(
-        [
-            comparison("RKD angle", rkd_angle, ANGLE, (64, 128), 0.25),
-            comparison("RKD angle", rkd_angle, ANGLE, (256, 128), 0.17, 0.05),
-            comparison("RKD angle", rkd_angle, ANGLE, (256, 512), 0.055, 0.05, rounds=5),
-            comparison("RKD", rkd, losses.rkd_loss, (256, 128), None, peer=peers.rkd),
-            comparison("RKD distance", rkd_distance, DISTANCE, (256, 128), 1.0),
-            comparison("RKD distance", rkd_distance, DISTANCE, (4096, 128), 0.72, 0.1, rounds=5),
-            comparison("PKT", pkt, losses.pkt_loss, (256, 128), None, peer=peers.pkt),
-            comparison(
-                "PKT", pkt, losses.pkt_loss, (4096, 128), 0.8, 0.1, rounds=5, peer=peers.pkt
-            ),
-            comparison("CCKD", cckd, losses.cckd_loss, (256, 128), None),
-            comparison("CCKD", cckd, losses.cckd_loss, (4096, 128), 1.0, 0.1, rounds=5),
-            comparison(
-                "CCKD by rows",
-                cckd_row_by_row,
-                losses.cckd_loss,
-                (256, 128),
-                0.1,
-                peer=peers.cckd,
-                same_as_peer=False,
-            ),
-            comparison(
-                "CCKD by rows", cckd_row_by_row, losses.cckd_loss, (4096, 128), 0.1, 0.1, rounds=3
-            ),
-        ]
-    )
+    main(BENCHES)

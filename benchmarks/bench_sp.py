@@ -71,7 +71,7 @@ def alone(rows: int, width: int, **goals: float) -> Comparison:
     )
 
 
-COMPARISONS = [
+BENCHES = [
     compare_sp(128, 64, 1.1),
     compare_sp(128, 2048, 1.1),
     compare_sp(1024, 64, 0.3, memory_goal=12),
@@ -99,4 +99,4 @@ COMPARISONS = [
 ]
 
 if __name__ == "__main__":
-    main(COMPARISONS)
+    main(BENCHES)

@@ -90,7 +90,7 @@ SMALL, LARGE = (4, 64, 32_768), (2, 64, 131_072)
 GOAL: dict[str, float] = {"goal": 0.16, "memory_ratio_goal": 0.4}
 half = partial(jensen_shannon, beta=0.5)
 
-COMPARISONS = [
+BENCHES = [
     comparison("gkd beta 0.5", SMALL, half, gkd_loss, **GOAL),
     comparison("gkd beta 0.5", LARGE, half, gkd_loss, **GOAL),
     comparison("gkd beta 0.5", SMALL, half, gkd_loss, share=0.3, **GOAL),
@@ -102,4 +102,4 @@ COMPARISONS = [
 ]
 
 if __name__ == "__main__":
-    main(COMPARISONS)
+    main(BENCHES)

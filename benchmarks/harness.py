@@ -7,7 +7,7 @@ a way until 20 ms are spent, garbage collected before the first call alone, sinc
 call would mostly measure cold caches. Peak memory is what one call needs beyond its inputs, after a
 warm-up call.
 
-A benchmark prints one JSON line for each comparison and exits with 1 if a goal is missed.
+A benchmark prints one JSON line for each thing measured and exits with 1 if a goal is missed.
 """
 
 import argparse
@@ -20,11 +20,11 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +32,42 @@ import torch
 Way = Callable[[Any], Sequence[torch.Tensor]]
 """Takes the inputs; returns the value and the gradients, to be compared."""
 
+Line = dict[str, Any]
+KEYS = ("name", "ratio", "goal", "reached", "memory_mb", "n")
+"""What every line has: ratio and goal are of times; ``n`` is the number of rounds."""
+
+START = "spawn"
+"""How processes begin: with nothing of this one's memory, so that peaks are their own."""
+
 _ROUND_SECONDS = 0.02
+
+
+class Bench(Protocol):
+    """Something that measures the lines that it names."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Of the lines, in order."""
+
+    def run(self, names: Sequence[str]) -> Iterator[Line]:
+        """Measure these of them."""
+
+
+def line(name: str, n: int, *, ratio: float | None = None, goal: float | None = None,
+         memory_mb: float | None = None, more_goals: Sequence[bool] = (),
+         **more: Any) -> Line:  # fmt: skip
+    """A line of the results: reached if no goal is missed, None if there is none."""
+    met = [*more_goals] if goal is None or ratio is None else [ratio <= goal, *more_goals]
+    return {
+        "name": name,
+        "ratio": None if ratio is None else round(ratio, 4),
+        "goal": goal,
+        "reached": all(met) if met else None,
+        "memory_mb": None if memory_mb is None else round(memory_mb, 1),
+        "n": n,
+        **more,
+        "load": round(os.getloadavg()[0], 1),
+    }
 
 
 @dataclass(frozen=True)
@@ -68,6 +103,14 @@ class Comparison:
     peer_package: str | None = None
     same_as_peer: bool = True
 
+    @property
+    def names(self) -> Sequence[str]:
+        return (self.name,)
+
+    def run(self, names: Sequence[str]) -> Iterator[Line]:
+        if names:
+            yield compare(self)
+
 
 def value_and_gradient(loss: Callable[..., torch.Tensor], student: torch.Tensor, *others: Any,
                        **options: Any) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
@@ -85,7 +128,7 @@ def of_pair(
     return value_and_gradient(loss, *pair)
 
 
-def compare(comparison: Comparison) -> dict[str, Any]:
+def compare(comparison: Comparison) -> Line:
     """Run a comparison and describe it as a line of the results."""
     ways = {"ours": comparison.ours, "plain": comparison.plain}
     package = comparison.peer_package
@@ -107,53 +150,48 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     return _line(comparison, times, peaks)
 
 
-def _line(
-    comparison: Comparison, times: dict[str, list[float]], peaks: dict[str, float]
-) -> dict[str, Any]:
-    line: dict[str, Any] = {"name": comparison.name}
+def _line(comparison: Comparison, times: dict[str, list[float]], peaks: dict[str, float]) -> Line:
+    seconds = statistics.median(times["ours"])
+    more: Line = {"seconds": round(seconds, 6)}
     met = []
-    if "plain" in times:
-        ratio = _ratio(times["ours"], times["plain"])
-        line |= {"ratio": ratio, "goal": comparison.goal}
-        if comparison.goal is not None:
-            met.append(ratio <= comparison.goal)
-    line["seconds"] = round(statistics.median(times["ours"]), 6)
     if comparison.seconds_goal is not None:
-        line["seconds_goal"] = comparison.seconds_goal
-        met.append(line["seconds"] <= comparison.seconds_goal)
-    line |= {f"peak_mb_{name}": round(peak, 1) for name, peak in peaks.items()}
+        more["seconds_goal"] = comparison.seconds_goal
+        met.append(seconds <= comparison.seconds_goal)
+    more |= {f"memory_mb_{name}": round(peaks[name], 1) for name in peaks.keys() - {"ours"}}
     if comparison.memory_goal is not None:
-        line["memory_goal_mb"] = comparison.memory_goal
+        more["memory_mb_goal"] = comparison.memory_goal
         met.append(peaks["ours"] <= comparison.memory_goal)
     if comparison.memory_ratio_goal is not None:
-        line["memory_ratio"] = round(peaks["ours"] / peaks["plain"], 4)
-        line["memory_ratio_goal"] = comparison.memory_ratio_goal
-        met.append(line["memory_ratio"] <= comparison.memory_ratio_goal)
+        more["memory_ratio"] = round(peaks["ours"] / peaks["plain"], 4)
+        more["memory_ratio_goal"] = comparison.memory_ratio_goal
+        met.append(more["memory_ratio"] <= comparison.memory_ratio_goal)
     if "peer" in times:
-        line["ratio_to_peer"] = _ratio(times["ours"], times["peer"])
-        line["same_as_peer"] = comparison.same_as_peer
-    line |= {"reached": all(met) if met else None, "rounds": comparison.rounds}
-    line["load"] = round(os.getloadavg()[0], 1)
-    return line
+        more["ratio_to_peer"] = round(ratio(times["ours"], times["peer"]), 4)
+        more["same_as_peer"] = comparison.same_as_peer
+    return line(
+        comparison.name, comparison.rounds,
+        ratio=ratio(times["ours"], times["plain"]) if "plain" in times else None,
+        goal=comparison.goal, memory_mb=peaks["ours"], more_goals=met, **more,
+    )  # fmt: skip
 
 
-def main(comparisons: Sequence[Comparison]) -> None:
-    """Run the comparisons whose names contain the words of the command line."""
+def main(benches: Sequence[Bench]) -> None:
+    """Measure the lines whose names contain a word of the command line; all without one."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("words", nargs="*", help="run only what contains one of these")
+    parser.add_argument("words", nargs="*", help="measure only what contains one of these")
     words = parser.parse_args().words
     missed = False
-    for comparison in comparisons:
-        if words and not any(word in comparison.name for word in words):
-            continue
-        line = compare(comparison)
-        print(json.dumps(line), flush=True)
-        missed |= line["reached"] is False
+    for bench in benches:
+        names = [name for name in bench.names if not words or any(word in name for word in words)]
+        for measured in bench.run(names):
+            print(json.dumps(measured), flush=True)
+            missed |= measured["reached"] is False
     sys.exit(1 if missed else 0)
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 4)
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def _assert_equal(
@@ -172,7 +210,7 @@ class _Worker:
     """A process that runs one way when asked."""
 
     def __init__(self, way: Way, inputs: Callable[[], Any]) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context(START)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, way, inputs), daemon=True)
         self._process.start()
@@ -209,14 +247,19 @@ def _answer(what: str, way: Way, given: Any) -> Any:
             way(given)
             calls += 1
         return spent / calls
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _memory("VmRSS")
+    before = forget_peak()
     way(given)
-    return _memory("VmHWM") - before
+    return memory("VmHWM") - before
 
 
-def _memory(what: str) -> float:
+def forget_peak() -> float:
+    """Let the peak of this process' memory start anew, at what is returned, MB."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return memory("VmRSS")
+
+
+def memory(what: str) -> float:
     """A line of the process' memory statistics, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
