@@ -21,6 +21,7 @@ from congener.engine import (
     FitConfig,
     check_groups,
     check_stage,
+    check_teaching,
     load_weights,
     process_state,
     steps_per_epoch,
@@ -41,7 +42,7 @@ from congener.recipe import (
 from congener.system import System
 from congener.systems import Distillation
 from congener.systems.probe import probe
-from congener.taps import bare
+from congener.taps import bare, uncompiled
 from congener.task import Task
 from congener.teachers import bridge
 from congener.types import Batch, Progress, Term
@@ -96,6 +97,8 @@ class Assembly:
                 self._check_training(self.recipe.train, distilled=bool(arm.terms or arm.system))
             system = self.sketch(name, teacher)
             config, stages = self.recipe.train, system.stages()
+            with _at(self.recipe, "train"):
+                check_teaching(system.teacher, config, process_state(config).device)
             with _at(self.recipe, "arms", name), torch.no_grad():
                 ready = [check_stage(stage, self.task, config, batch) for stage in stages]
                 if all(ready):
@@ -112,7 +115,7 @@ class Assembly:
         set_seed(seed)
         spec = self.recipe.student
         if not isinstance(spec, ModelSpec):
-            return deepcopy(spec).cpu()
+            return deepcopy(uncompiled(spec)).cpu()
         with _at(self.recipe, "student"):
             return self._model(spec)
 
@@ -122,7 +125,7 @@ class Assembly:
         if spec is None:
             return None
         if not isinstance(spec, ModelSpec):
-            return spec.cpu()
+            return uncompiled(spec).cpu()
         set_seed(getattr(spec, "seed", 0))
         with _at(self.recipe, "teacher"):
             return self._model(spec)
@@ -208,7 +211,7 @@ class Assembly:
         found = {}
         for name, spec in self.recipe.teachers.items():
             with _at(self.recipe, "teachers", name):
-                found[name] = self._model(spec) if isinstance(spec, ModelSpec) else spec
+                found[name] = self._model(spec) if isinstance(spec, ModelSpec) else uncompiled(spec)
         return found
 
     def training(

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from congener.cli_cache import cache
 from congener.cli_plan import plan
 from congener.errors import (
     CongenerError,
@@ -52,6 +53,7 @@ Overrides = Annotated[
 
 
 app.command()(plan)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:
@@ -422,6 +424,7 @@ class _Progress:
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._said: set[str] = set()  # of the teacher: arms alike say the same
 
     def __enter__(self) -> "_Progress":
         self._bar.start()
@@ -439,6 +442,14 @@ class _Progress:
             self._bar.update(self._task, completed=event["step"])
         elif kind == "machine" and event["processes"] > 1:
             self._console.print(f"{event['processes']} processes on {event['device']}")
+        elif kind == "teacher_error" and event["line"] not in self._said:
+            self._said.add(event["line"])
+            self._console.print(Text(event["line"]), soft_wrap=True)
+        elif kind == "not_compiled":
+            network = event.get("network", "student")
+            self._console.print(Text(f"the {network} is not compiled: {event['reason']}"))
+        elif kind == "teacher_saved":
+            self._console.print(Text(event["line"]))
         elif kind == "fit_finished":
             line = f"{_short(event['fit']):>14}"
             for metric in event["best"].keys() - {"step"}:  # the task's headline figure

@@ -5,6 +5,7 @@ The command line prints the sentence and exits with code 2; a traceback is for b
 
 import difflib
 from collections.abc import Iterable
+from itertools import zip_longest
 
 __all__ = [
     "CheckpointError",
@@ -15,9 +16,11 @@ __all__ = [
     "RecipeError",
     "RunError",
     "ShapeError",
+    "StaleCache",
     "TapError",
     "VerificationError",
     "did_you_mean",
+    "first_difference",
 ]
 
 
@@ -49,6 +52,10 @@ class RunError(CongenerError, RuntimeError):
     """A run folder that cannot be used."""
 
 
+class StaleCache(CongenerError, ValueError):  # noqa: N818  (what it is, not that it is an error)
+    """Kept answers of a teacher that belong to another one, or to other data, than are at hand."""
+
+
 class NonFiniteLossError(CongenerError, ArithmeticError):
     """A loss term that became NaN or infinite."""
 
@@ -76,3 +83,14 @@ def did_you_mean(name: str, options: Iterable[str], *, limit: int = 12) -> str:
     if not known:
         return "none is known."
     return f"known: {shown}{f' and {len(known) - limit} more' if len(known) > limit else ''}."
+
+
+def first_difference(one: str, other: str) -> tuple[str, str]:
+    r"""The first line in which two texts differ, stripped, as each of them has it.
+
+    >>> first_difference("lr: 1\nsteps: 2", "lr: 1\nsteps: 3")
+    ('steps: 2', 'steps: 3')
+    """
+    pairs = zip_longest(one.splitlines(), other.splitlines(), fillvalue="the end")
+    mine, theirs = next((a, b) for a, b in pairs if a != b)
+    return mine.strip(), theirs.strip()

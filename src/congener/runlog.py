@@ -12,7 +12,7 @@ from typing import Any
 
 from congener.errors import RunError
 
-__all__ = ["Event", "RunLog", "environment", "read_json", "write_text"]
+__all__ = ["Event", "RunLog", "environment", "read_json", "versions", "write_text"]
 
 Event = dict[str, Any]
 
@@ -107,9 +107,15 @@ def environment() -> dict[str, str]:
         "processor": platform.machine(),
         "cpus": str(os.cpu_count()),
     }
+    return facts | versions()
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide what a run computes."""
+    found = {}
     for package in ("congener", "torch", "accelerate", "numpy", "torchvision", "timm"):
         try:
-            facts[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return facts
+    return found

@@ -22,37 +22,40 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor, nn
 
 from congener.analysis import Analysis
 from congener.assembly import Assembly, Training
+from congener.caching import Answers
 from congener.catalogue import systems_by_name
 from congener.engine import (
     FitConfig,
     build_accelerator,
+    check_alike,
+    company,
     evaluate,
     fit,
     load_weights,
+    on_first,
     prepare,
     process_state,
     superclasses,
 )
 from congener.engine.measure import cost
-from congener.errors import CongenerError, RecipeError, RunError, did_you_mean
+from congener.errors import RecipeError, RunError, did_you_mean
 from congener.losses import HardLabelLoss
-from congener.recipe import Arm, Recipe, TeacherSpec, dump_recipe
+from congener.recipe import Arm, CacheSpec, Recipe, TeacherSpec, dump_recipe
 from congener.run_folder import open_folder
-from congener.runlog import Event, RunLog, environment, read_json, write_text
+from congener.runlog import Event, RunLog, environment, read_json, versions, write_text
 from congener.system import System
 from congener.systems import Distillation
 from congener.taps import bare
 from congener.task import Task
 from congener.types import Term
 
-__all__ = ["Run", "compare", "execute", "load_student"]
+__all__ = ["Run", "compare", "execute", "keep_answers", "load_student"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Run:
     metrics: dict[str, Any]
 
 
+@company()
 def execute(
     recipe: Recipe,
     out: Path,
@@ -85,11 +89,65 @@ def execute(
     Raises:
         CongenerError: whatever does not fit, before anything is written.
     """
-    state = process_state(recipe.train)
+    started = time.time()
+    runner = _begin(recipe, out, resume=resume, trust=trust, observers=observers)
+    teacher = runner.teacher()
+    runner.answers.plan(teacher)
+    for arm in recipe.all_arms:
+        for seed in recipe.seeds:
+            runner.student(arm, seed, teacher)
+    runner.answers.tell()
+    main = runner.state.is_main_process
+    if main:
+        metrics = runner.summarise(teacher, command or shlex.join(sys.argv))
+        runner.log.emit("run_finished", seconds=round(time.time() - started, 1))
+    runner.state.wait_for_everyone()
+    return Run(out, metrics if main else {})
+
+
+def keep_answers(
+    recipe: Recipe,
+    out: Path,
+    *,
+    trust: Collection[str] = (),
+    observers: tuple[Callable[[Event], None], ...] = (),
+) -> Answers:
+    """Do what a run does before its first student: have the teacher, and ask it everything.
+
+    Args:
+        recipe: the recipe.
+        out: the run folder, new or of the same recipe; the run then goes on from there.
+        trust: as for :func:`execute`.
+        observers: likewise.
+
+    Raises:
+        CongenerError: whatever does not fit.
+    """
+    runner = _begin(recipe, out, resume=None, trust=trust, observers=observers)
+    teacher = runner.teacher()
+    runner.answers.plan(teacher)
+    if teacher is not None:
+        runner.answers.build(teacher)
+    runner.state.wait_for_everyone()
+    return runner.answers
+
+
+def _begin(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool | None,
+    trust: Collection[str],
+    observers: tuple[Callable[[Event], None], ...],
+) -> "_Runner":
+    """Check the recipe, then make its folder or go on with it; ``resume=None``: as it is there."""
+    state, text = process_state(recipe.train), dump_recipe(recipe)
+    check_alike({"the recipe": text, "versions": json.dumps(versions(), indent=1)})
     assembly = Assembly(recipe, trust)
     assembly.check()
-    text = dump_recipe(recipe)
-    _on_main(state, lambda: open_folder(out, text, resume=resume))
+    if isinstance(recipe.cache, CacheSpec):  # what it demands is refused before anything is trained
+        Answers(recipe, assembly, out, RunLog(None)).plan(assembly.teacher())
+    on_first(lambda: open_folder(out, text, resume=resume))
     main = state.is_main_process
     log = RunLog(out, observers) if main else RunLog(None)
     if main:
@@ -98,17 +156,7 @@ def execute(
     if main and not log.length:
         log.emit("run_started", name=recipe.name, arms=list(recipe.all_arms), seeds=recipe.seeds)
     log.show("machine", processes=state.num_processes, device=state.device.type)
-    started = time.time()
-    runner = _Runner(recipe, assembly, out, log, state)
-    teacher = runner.teacher()
-    for arm in recipe.all_arms:
-        for seed in recipe.seeds:
-            runner.student(arm, seed, teacher)
-    if main:
-        metrics = runner.summarise(teacher, command or shlex.join(sys.argv))
-        log.emit("run_finished", seconds=round(time.time() - started, 1))
-    state.wait_for_everyone()
-    return Run(out, metrics if main else {})
+    return _Runner(recipe, assembly, out, log, state)
 
 
 def load_student(
@@ -131,7 +179,7 @@ def load_student(
         raise RecipeError(f"There is no arm {arm!r}; {did_you_mean(arm, recipe.all_arms)}")
     assembly, state = Assembly(recipe, trust), process_state(recipe.train)
     runner = _Runner(recipe, assembly, folder, RunLog(None), state)
-    return runner.trained(arm, seed, assembly.teacher())
+    return runner.trained(arm, seed, assembly.teacher(), alone=True)
 
 
 class _Runner:
@@ -143,6 +191,7 @@ class _Runner:
         self.recipe, self.assembly, self.out, self.log = recipe, assembly, out, log
         self.state = state
         self.task: Task = assembly.task
+        self.answers = Answers(recipe, assembly, out, log)
         self.superclasses: Tensor | None = None  # for a sampler that draws from them
         self.teacher_figures: dict[str, float] = {}
         self.student_costs: dict[int, dict[str, Any]] = {}  # of a network that many arms train
@@ -171,14 +220,17 @@ class _Runner:
         )
         self._fit(f"{arm}/{seed}", self._folder(arm, seed), system, seed, training, arm)
 
-    def _system(self, arm: str, seed: int, teacher: nn.Module | None) -> System:
+    def _system(
+        self, arm: str, seed: int, teacher: nn.Module | None, *, alone: bool = False
+    ) -> System:
         """The system of an arm, its student and its teacher where they come from."""
         described = self.recipe.all_arms[arm]
         if described.learns_from is not None:
-            teacher = self.trained(described.learns_from, seed, teacher)
+            teacher = self.trained(described.learns_from, seed, teacher, alone=alone)
         student = self.assembly.student(seed)
         if described.starts_from is not None:
-            load_weights(student, self._weights(described.starts_from, seed))
+            path = self._weights(described.starts_from, seed)
+            load_weights(student, path, from_first=not alone)
         return self.assembly.system(arm, student, teacher)
 
     def _weights(self, arm: str, seed: int) -> Path:
@@ -197,9 +249,8 @@ class _Runner:
         arm: str | None = None,
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
-        if (folder / "result.json").exists() and (folder / "weights.safetensors").exists():
-            _read_result(folder)
-            load_weights(system.student, folder / "weights.safetensors")
+        if on_first(lambda: _is_done(folder)):
+            load_weights(system.student, folder / "weights.safetensors", from_first=True)
             return
         if self.state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
@@ -211,10 +262,13 @@ class _Runner:
             system, self.task, config,
             train=train, seed=seed, folder=self.out / "stages", log=self.log,
         )  # fmt: skip
+        if arm is not None:
+            self.answers.give(system, arm, seed)
         result = fit(
             system, self.task, config,
             train=train, test=self.task.splits["test"], labelled=labelled, groups=groups,
             seed=seed, name=name, log=self.log, checkpoint=folder / "checkpoint.pt",
+            folder=self.out / "stages",
         )  # fmt: skip
         system.student.cpu()
         if self.state.is_main_process:
@@ -232,7 +286,8 @@ class _Runner:
             arms["teacher"] = self._teacher_row(teacher)
             eyes.see_teacher(teacher, self.out / "analysis" / "teacher.npz")
         for arm in self.recipe.all_arms:
-            students = [self.trained(arm, seed, teacher) for seed in self.recipe.seeds]
+            seeds = self.recipe.seeds
+            students = [self.trained(arm, seed, teacher, alone=True) for seed in seeds]
             arms[arm] = self._arm_row(arm, students[0])
             eyes.see(students, self.out / "analysis" / f"{arm}.npz")
         metric = self.task.metric
@@ -260,10 +315,10 @@ class _Runner:
         write_text(self.out / "summary.json", json.dumps(summary, indent=1))
         return metrics
 
-    def trained(self, arm: str, seed: int, teacher: nn.Module | None) -> nn.Module:
-        """What an arm exports: its system says which network that is."""
-        student = self._system(arm, seed, teacher).student
-        load_weights(student, self._weights(arm, seed))
+    def trained(self, arm: str, seed: int, teacher: nn.Module | None, *, alone: bool) -> nn.Module:
+        """What an arm exports, its system says which network; for one process or for all."""
+        student = self._system(arm, seed, teacher, alone=alone).student
+        load_weights(student, self._weights(arm, seed), from_first=not alone)
         return student
 
     def _cost(self, model: nn.Module) -> dict[str, Any]:
@@ -423,6 +478,14 @@ def _save_weights(model: nn.Module, path: Path) -> None:
     draft.replace(path)
 
 
+def _is_done(folder: Path) -> bool:
+    """Whether an earlier session ended the fit of a folder."""
+    if not ((folder / "result.json").exists() and (folder / "weights.safetensors").exists()):
+        return False
+    _read_result(folder)
+    return True
+
+
 def _read_result(folder: Path) -> dict[str, Any]:
     """What a fit came to, from its folder."""
     path = folder / "result.json"
@@ -434,17 +497,3 @@ def _read_result(folder: Path) -> dict[str, Any]:
     except RunError as error:
         problem = str(error.__cause__)
     raise RunError(f"{path} is damaged ({problem}); remove {folder} to train that part again.")
-
-
-def _on_main(state: PartialState, action: Callable[[], None]) -> None:
-    """Do something on the first process; what goes wrong there goes wrong on all of them."""
-    outcome: list[CongenerError | None] = [None]
-    if state.is_main_process:
-        try:
-            action()
-        except CongenerError as error:
-            outcome = [error]
-    if state.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[0] is not None:
-        raise outcome[0]

@@ -92,7 +92,8 @@ class System(nn.Module, ABC):
     def weighted(self, terms: dict[str, Tensor], progress: Progress) -> StepResult:
         """The terms with their total: each times its factor in :meth:`weights`, summed."""
         weights = self.weights(progress)
-        parts = [weights.get(name, 1.0) * value for name, value in terms.items()]
+        factors = [(weights.get(name, 1.0), value) for name, value in terms.items()]
+        parts = [value if factor == 1.0 else factor * value for factor, value in factors]
         return StepResult(sum(parts[1:], start=parts[0]), terms)
 
     def forward(

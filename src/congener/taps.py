@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -12,13 +13,15 @@ from torch import Tensor, nn
 
 from congener.errors import TapError, did_you_mean
 
-__all__ = ["Tail", "Taps", "bare", "still"]
+__all__ = ["Tail", "Taps", "bare", "compiled", "still", "uncompiled"]
 
 T = TypeVar("T")
 SIZE = r":([1-9]\d*)x([1-9]\d*)(?=$|:pooled$|:gram$)"
 """What follows a path that reads a map of a size."""
 SUMMARY = r":(pooled|gram)$"
 """How a path ends that reads a summary of a map."""
+_COMPILED: "dict[nn.Module, list[Taps]]" = {}
+"""The networks within :func:`compiled`, and the taps whose hooks their code holds."""
 FILLS = (torch.nan, 0.0, torch.inf, -torch.inf)
 """What tells whether a tensor is needed: the first in sums, the others in comparisons."""
 
@@ -40,6 +43,13 @@ def bare(model: nn.Module) -> nn.Module:
             return model
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The network as it was before ``torch.compile``; where that was in place, a copy of it."""
+    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+        model = inner
+    return deepcopy(model) if any(_is_compiled(module) for module in model.modules()) else model
+
+
 @contextmanager
 def still(network: nn.Module) -> Iterator[None]:
     """For a while in evaluation mode and without gradients of parameters; then as it was."""
@@ -55,6 +65,29 @@ def still(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def compiled(networks: Iterable[nn.Module], **options: Any) -> Iterator[None]:
+    """For a while compiled in place, with their taps working, made before or meanwhile.
+
+    Names, weights and copies stay those of the networks as they are, which they are again after.
+
+    Args:
+        networks: modules that are called themselves, not through another one.
+        **options: what ``torch.compile`` takes.
+    """
+    before = {network: network._compiled_call_impl for network in map(bare, networks)}
+    _COMPILED.update({network: [] for network in before})
+    try:
+        for network in before:
+            network.compile(**options)
+        yield
+    finally:
+        for network, call in before.items():
+            network._compiled_call_impl = call
+            for taps in _COMPILED.pop(network):
+                taps.close()
 
 
 class Taps:
@@ -88,10 +121,12 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, paths: Iterable[str]) -> None:
-        modules = dict(bare(model).named_modules())
+        self._model = bare(model)
+        modules = dict(self._model.named_modules())
         plain = {path: re.sub(SIZE, "", re.sub(SUMMARY, "", path)) for path in paths}
         self._places = {path: _locate(modules, plain[path]) for path in plain}
-        self._compiled = any(_is_compiled(module) for module in model.modules())
+        for_good = self._model not in _COMPILED
+        self._compiled = for_good and any(_is_compiled(module) for module in model.modules())
         self._armed = False
         self._seen: dict[str, list[Tensor]] = {}
         self._versions: dict[str, int] = {}
@@ -101,7 +136,10 @@ class Taps:
         """Call ``run`` and return its result and the tensor read at each path."""
         self._seen = {path: [] for path in self._places}
         self._versions = {}
-        handles = [] if self._compiled else self._hook()
+        if self._model in _COMPILED and not self._handles:
+            self._handles = self._hook()
+            _COMPILED[self._model].append(self)
+        handles = [] if self._compiled or self._handles else self._hook()
         self._armed = True
         try:
             result = run()
@@ -116,6 +154,7 @@ class Taps:
         """Remove the hooks of a compiled network."""
         for handle in self._handles:
             handle.remove()
+        self._handles = []
 
     def __enter__(self) -> "Taps":
         return self

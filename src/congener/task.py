@@ -29,7 +29,8 @@ class Task(ABC):
     Attributes:
         splits: data sets by name; ``train`` and ``test`` always, ``teacher`` where the teacher
             learns from another part of the data than the student. A data set is map-style; one
-            that has ``__getitems__`` may return a whole batch at once.
+            that has ``__getitems__`` may return a whole batch at once, and one whose ``columns``
+            are tensors by name, with a row for each sample, is indexed where they lie.
         metric: the name of the headline figure among those of :meth:`metrics`.
         higher_is_better: the direction of ``metric``.
         class_names: names of the classes, or an empty sequence where there are none.

@@ -16,17 +16,21 @@ from tests.trajectory.processes import in_two_processes
 from torch import nn
 
 import congener.systems
-from congener.engine import FitConfig, fit, load_weights, prepare
+from congener.caching import exchange
+from congener.engine import FitConfig, build_store, fields_of, fit, load_weights, prepare
+from congener.engine.feed import size
 from congener.errors import Interrupted
 from congener.runlog import RunLog
 from congener.system import System
-from congener.teachers import fingerprint
+from congener.systems import Distillation
+from congener.teachers import CachedTeacher, FrozenTeacher, TeacherStore, fingerprint
 from congener.types import Progress
 
 CONFIG = FitConfig(
     steps=30, batch_size=16, checkpoint_every=7, evaluate_every=10, log_every=1,
     threads=1, device="cpu",
 )  # fmt: skip
+LIVE = {"SSKD", "STKD", "BackwardKD", "TwoViewCSKD", "distillation, adain"}
 CASES = pytest.mark.parametrize("case", SYSTEMS.values(), ids=SYSTEMS)
 
 
@@ -101,6 +105,52 @@ def test_every_trainable_parameter_gets_a_gradient(case: SystemCase) -> None:
     trainable = {n for n, p in system.named_parameters() if p.requires_grad}
     assert present == trainable
     assert {n for n in trainable if not n.endswith("bias")} <= touched
+
+
+@CASES
+def test_kept_answers_train_as_the_teacher_does(case: SystemCase, tmp_path: Path) -> None:
+    teacher = trained_teacher(case)
+    config = CONFIG.model_copy(update={"steps": 8, "batch_size": 25})  # none of few rows
+
+    def trained(*, kept: bool) -> list[dict[str, Any]]:
+        task = case.task()
+        torch.manual_seed(0)
+        system = case.build(task, case.student(), teacher)
+        prepare(system, task, config)
+        train = task.splits["train"]
+
+        def ask(name: str, live: FrozenTeacher) -> CachedTeacher:
+            store = TeacherStore.create(
+                tmp_path / name, {}, fields_of(live, batch_of(task)),
+                samples=size(train), views=1, versions={},
+            )  # fmt: skip
+            build_store(store, live, task, train, config, seed=0)
+            return CachedTeacher(store, live.taps)
+
+        if kept:
+            exchange(system, ask)
+            assert any(tmp_path.iterdir())
+        events: list[dict[str, Any]] = []
+        log = RunLog(None, (events.append,))
+        fit(system, task, config, train=train, test=None, log=log)
+        return [event["weighted"] for event in events if event["event"] == "step"]
+
+    system = case.build(case.task(), case.student(), teacher)
+    if system.teacher is None or system.needs_live_teacher():
+        return
+    assert trained(kept=True) == trained(kept=False)
+
+
+def test_a_system_says_why_its_teacher_must_be_live() -> None:
+    live = set()
+    for name, case in SYSTEMS.items():
+        system = case.build(case.task(), case.student(), case.teacher())
+        reason = system.needs_live_teacher()
+        if reason:
+            assert reason[0].islower()
+            assert reason[-1] != "."
+            live |= {name if isinstance(system, Distillation) else type(system).__name__}
+    assert live == LIVE
 
 
 @CASES

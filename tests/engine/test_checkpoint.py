@@ -36,19 +36,23 @@ def test_all_random_generators_come_back(tmp_path: Path) -> None:
     torch.manual_seed(1)
     assert draws() != wanted
     state = load_checkpoint(tmp_path / "c.pt")
-    restore_random(state["random"], 0)
+    restore_random(state["random"], 0, 3)
     assert draws() == wanted
     assert state["step"] == 3
     assert torch.equal(state["value"], torch.ones(2))
 
 
-def test_a_process_more_than_before_keeps_its_own_seed(tmp_path: Path) -> None:
+def test_a_process_more_than_before_draws_by_its_seed_and_the_step(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pt", {}, main=True)
     state = load_checkpoint(tmp_path / "c.pt")
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    restore_random(state["random"], 1)
-    assert torch.equal(torch.get_rng_state(), before)
+    found = []
+    for seed, step, used in [(3, 10, 0), (3, 10, 5), (3, 20, 0), (4, 10, 0)]:
+        torch.manual_seed(seed)
+        torch.rand(used)
+        restore_random(state["random"], 1, step)
+        found.append(draws())
+    assert found[0] == found[1]  # and not by what was drawn before
+    assert len({str(drawn) for drawn in found}) == 3
 
 
 def test_checkpoint_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

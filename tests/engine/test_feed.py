@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.systems.tiny import TinyData, TinyTask
-from torch import Tensor
+from tests.systems.tiny import TinyData, TinyPictureTask, TinyTask
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from congener.engine.feed import epoch_batches, evaluation_batches, steps_in_epoch
+from congener.engine import FitConfig, fit
+from congener.engine.feed import epoch_batches, evaluation_batches, in_training, steps_in_epoch
+from congener.systems import Distillation
 from congener.task import Task
 
 
@@ -176,3 +178,26 @@ def test_workers_change_nothing(dataset: Dataset[Any]) -> None:
     assert by_sample(helped) == by_sample(alone)
     assert [b["index"].tolist() for b in helped] == [b["index"].tolist() for b in alone]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_layout_is_that_of_maps_alone() -> None:
+    raw = {"image": torch.rand(2, 3, 4, 5), "labels": torch.tensor([0, 1]), "name": ["a", "b"]}
+    device = torch.device("cpu")
+    for layout in ("contiguous", "channels_last"):
+        config = FitConfig(steps=1, layout=layout)
+        batch = in_training(TinyTask(), raw, config, device, seed=0, view=3)
+        last = layout == "channels_last"
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last) == last
+        assert torch.equal(batch["image"], raw["image"])
+        assert batch["labels"] is raw["labels"]
+        assert batch["view"] == 3
+
+
+def test_layout_of_the_student_is_set_for_the_fit() -> None:
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(64, 3))
+    task = TinyPictureTask()
+    system = Distillation(student, None, [], task=task)
+    config = FitConfig(steps=1, layout="channels_last", device="cpu")
+    fit(system, task, config, train=task.splits["train"], test=None)
+    assert student[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not student[1].weight.is_contiguous()

@@ -9,6 +9,7 @@ from torch import nn
 
 from congener.engine import FitConfig
 from congener.engine.optim import build_optimizer, build_schedule
+from congener.errors import RecipeError
 
 
 def rates(count: int, *, per_epoch: int = 1, **settings: Any) -> list[float]:
@@ -103,3 +104,28 @@ def test_optimisers_take_their_settings() -> None:
     adamw = build_optimizer(values, FitConfig(steps=1, lr=2e-3, weight_decay=0.03))
     assert isinstance(adamw, torch.optim.AdamW)
     assert (adamw.param_groups[0]["lr"], adamw.param_groups[0]["weight_decay"]) == (2e-3, 0.03)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_fused_is_an_option(kind: str) -> None:
+    values = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))]
+    for fused in (False, True):
+        config = FitConfig(steps=1, optimizer=kind, fused=fused)
+        groups = build_optimizer(values, config).param_groups
+        assert [bool(group["fused"]) for group in groups] == [fused]
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.complex64, "cpu"), (torch.float32, "meta")], ids=str
+)
+def test_fused_where_there_is_none_is_refused_before_the_first_step(
+    kind: str, dtype: torch.dtype, device: str
+) -> None:
+    values = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=dtype))]
+    config = FitConfig(steps=1, optimizer=kind, fused=True)
+    with pytest.raises(RecipeError) as error:
+        build_optimizer(values, config, torch.device(device))
+    said = str(error.value)
+    assert said.startswith(f"fused: torch has no fused {kind} for {dtype} on {device} (")
+    assert said.endswith("; leave `fused` out.")

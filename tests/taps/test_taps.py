@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from congener.errors import TapError
-from congener.taps import Tail, Taps, bare
+from congener.taps import Tail, Taps, bare, compiled, uncompiled
 
 
 class Twice(nn.Module):
@@ -340,3 +340,56 @@ def test_what_has_no_places_has_no_summary() -> None:
         Taps(net, ["0:gram"])(lambda: net(torch.randn(2, 3)))
     with pytest.raises(TapError, match="cannot run from a summary"):
         Tail(net, "0:pooled")
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_compiled_for_a_while_with_taps_made_before_and_meanwhile() -> None:
+    net = chain()
+    wanted, plain = expected(net), net(X)
+    graphs: list[None] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        graphs.append(None)
+        return graph.forward
+
+    before = Taps(net, ["0"])
+    assert torch.equal(before(lambda: net(X))[1]["0"], wanted["0"])
+    with compiled([net], backend=backend):
+        meanwhile = Taps(net, ["2:input"])
+        for _ in range(3):
+            for taps, path in ((before, "0"), (meanwhile, "2:input")):
+                result, seen = taps(lambda: net(X))
+                assert torch.equal(seen[path], wanted[path])
+                assert torch.equal(result, plain)
+        assert hooks(net) == 2
+        assert "0.weight" in net.state_dict()
+        assert hooks(deepcopy(net)) == 2
+        assert deepcopy(net)._compiled_call_impl is None
+    assert 0 < len(graphs) <= 4
+    assert hooks(net) == 0
+    assert net._compiled_call_impl is None
+    assert torch.equal(before(lambda: net(X))[1]["0"], wanted["0"])
+    assert hooks(net) == 0
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_compiled_for_a_while_ends_with_an_error_and_leaves_the_owners_way() -> None:
+    net = chain()
+    net.compile(backend="eager")
+    own = net._compiled_call_impl
+    with pytest.raises(ZeroDivisionError), compiled([net], backend="aot_eager"):
+        raise ZeroDivisionError
+    assert net._compiled_call_impl is own
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_uncompiled_is_the_network_itself_or_a_copy() -> None:
+    net = chain()
+    assert uncompiled(net) is net
+    assert uncompiled(torch.compile(net, backend="eager")) is net  # type: ignore[arg-type]
+    net[0].compile(backend="eager")
+    copy = uncompiled(net)
+    assert copy is not net
+    assert not any(module._compiled_call_impl for module in copy.modules())
+    assert net[0]._compiled_call_impl is not None
+    assert torch.equal(copy(X), net(X))

@@ -81,7 +81,8 @@ def events(out: Path) -> list[dict[str, Any]]:
 
 def timeless(out: Path) -> list[dict[str, Any]]:
     """The events without what a clock says."""
-    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in events(out)]
+    kept = [e for e in events(out) if e["event"] != "teacher_saved"]
+    return [{k: v for k, v in e.items() if k not in ("time", "seconds")} for e in kept]
 
 
 def weights(out: Path) -> dict[str, bytes]:

@@ -8,16 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from congener.engine.machine import on_first
+from congener.engine.shards import whole
 from congener.errors import CheckpointError
 from congener.taps import bare
 
 __all__ = [
+    "check_epochs",
     "check_state",
+    "latest",
     "load_checkpoint",
     "load_weights",
     "read_tensors",
@@ -36,7 +40,10 @@ class _Random(NamedTuple):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any], *, main: bool) -> None:
-    """Write ``state`` and every process' random generators; all processes call it together."""
+    """Write ``state`` and every process' random generators; all processes call it together.
+
+    What they hold in shards is written whole.
+    """
     python, numpy = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
     assert isinstance(numpy, tuple)
     own = _Random(
@@ -45,7 +52,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, main: bool) -> None:
         torch=torch.get_rng_state(),
         cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     )
-    everyone = gather_object([own._asdict()])
+    everyone, state = gather_object([own._asdict()]), whole(state)
     if not main:
         return
     draft = path.with_name(f".{path.name}.draft")
@@ -54,6 +61,17 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, main: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def latest(path: Path | None) -> dict[str, Any] | None:
+    """The checkpoint that a fit goes on from, if there is one; the first process reads it for all.
+
+    Raises:
+        CheckpointError: as :func:`load_checkpoint`, on all processes.
+    """
+    if path is None:
+        return None
+    return on_first(lambda: load_checkpoint(path) if path.exists() else None)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,10 +86,29 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore_random(states: list[dict[str, Any]], rank: int) -> None:
-    """Put a process' random generators back to where its checkpoint left them."""
+def check_epochs(state: dict[str, Any], path: Path, per_epoch: int) -> None:
+    """Make sure that an epoch has as many batches as where the checkpoint was written.
+
+    Raises:
+        CheckpointError: other data or settings, or a last batch that more processes leave out.
+    """
+    before = state.get("per_epoch", per_epoch)
+    if before != per_epoch:
+        raise CheckpointError(
+            f"{path} was written by a fit with {before} batches in an epoch, and here there are "
+            f"{per_epoch}: resume with the same data and settings. (A last batch of fewer samples "
+            "than processes is left out; start no more processes than it has samples.)"
+        )
+
+
+def restore_random(states: list[dict[str, Any]], rank: int, step: int) -> None:
+    """Put a process' random generators back to where its checkpoint left them.
+
+    A process that there was none of before draws by its own seed and the step it begins at.
+    """
     if rank >= len(states):
-        return  # resumed on more processes than wrote it: the new ones keep their own seed
+        set_seed(hash((torch.initial_seed(), step)) % 2**32)
+        return
     own = _Random(**states[rank])
     random.setstate((own.python[0], tuple(own.python[1]), own.python[2]))
     name, keys, *rest = own.numpy
@@ -81,14 +118,19 @@ def restore_random(states: list[dict[str, Any]], rank: int) -> None:
         torch.cuda.set_rng_state_all(own.cuda)
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path, *, from_first: bool = False) -> None:
     """Load a network's weights from ``.safetensors``, or from a ``.pt``/``.pth`` state dict.
+
+    Args:
+        model: the network.
+        path: the file.
+        from_first: the first of several processes reads it for all, which then all call this.
 
     Raises:
         CheckpointError: a missing or damaged file, or weights of another architecture (the first
             missing and the first unexpected key, or the first shape that differs, are named).
     """
-    weights = read_tensors(path)
+    weights = on_first(lambda: read_tensors(path)) if from_first else read_tensors(path)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     model = bare(model)
     check_state(model, weights, path)

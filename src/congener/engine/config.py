@@ -47,6 +47,23 @@ class FitConfig(BaseModel):
         balance_every: optimiser steps between records of the loss balance (each term's weighted
             value, gradient norm and cosine with the task's gradient); 0: none.
         drop_last: leave out the ragged last batch of an epoch.
+        shard: which networks several processes hold in shards (FSDP2): ``student``, its optimiser's
+            state and gradients included, ``teacher`` or ``both``. The numbers stay the same.
+        layout: ``contiguous``, or ``channels_last``: images and convolutions with the channels of a
+            pixel side by side in memory, which is faster and rounds otherwise; dropout of maps
+            then draws otherwise, too.
+        fused: an optimiser step in one kernel (torch's), which is faster and rounds otherwise.
+        compile: run the trained networks compiled (``torch.compile``), which rounds otherwise; in
+            the loss balance, the task's gradient then does not reach the taps. Networks that
+            cannot be compiled here are trained as they are, and an event tells why.
+        keep_memory: keep freed memory for the next step instead of giving it back to the system
+            (glibc's allocator), for the rest of the process. The numbers stay the same.
+        teacher_precision: how a frozen teacher computes: ``fp32``, ``bf16`` autocast, or ``int8``,
+            quantised on training samples (on a CPU, with ``congener[int8]``); what it says is then
+            float32. How far off that is, an event tells. Default: as ``precision``.
+        teacher_layout: ``channels_last`` for the teacher alone. Default: as ``layout``.
+        teacher_compile: run the teacher compiled, as ``compile`` does the student. A layout of its
+            own or compiled, it is a copy of the network that runs.
         workers: processes that load the data; 0 loads in the training process.
         device: ``auto`` or ``cpu``.
         threads: CPU threads of a process; small networks are fastest with 1. Default: torch's.
@@ -79,6 +96,14 @@ class FitConfig(BaseModel):
     log_every: Count = 50
     balance_every: Annotated[int, Field(ge=0)] = 100
     drop_last: bool = False
+    shard: Literal["none", "student", "teacher", "both"] = "none"
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    fused: bool = False
+    compile: bool = False
+    keep_memory: bool = False
+    teacher_precision: Literal["fp32", "bf16", "int8"] | None = None
+    teacher_layout: Literal["channels_last"] | None = None
+    teacher_compile: bool = False
     workers: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu"] = "auto"
     threads: Count | None = None
@@ -96,6 +121,16 @@ class FitConfig(BaseModel):
             )
         if self.sampler != "shuffle":
             self._check_blocks()
+        if self.accumulate > 1 and self.shard in ("student", "both"):
+            raise ValueError(
+                f"`accumulate` ({self.accumulate}) and `shard: {self.shard}` both spare memory and "
+                "do not go together; use one of them, or `shard: teacher`"
+            )
+        if self.precision == "fp16" and self.shard in ("student", "both"):
+            raise ValueError(f"`shard: {self.shard}` needs `precision` bf16 or fp32, not fp16")
+        if self.compile and self.shard in ("student", "both"):
+            raise ValueError(f"`compile` and `shard: {self.shard}` do not go together; use one")
+        self._check_teacher()
         if self.accumulate > self.batch_size:
             raise ValueError(
                 f"`accumulate` ({self.accumulate}) cuts a batch of {self.batch_size} "
@@ -106,6 +141,18 @@ class FitConfig(BaseModel):
     def view(self, epoch: int) -> int:
         """Which view of its samples an epoch has."""
         return epoch if self.views is None else epoch % self.views
+
+    def _check_teacher(self) -> None:
+        """What runs in place of the network has no layout, and is neither compiled nor cut."""
+        own = {"teacher_layout": bool(self.teacher_layout), "teacher_compile": self.teacher_compile}
+        set_ = [name for name, there in own.items() if there]
+        if self.teacher_precision == "int8" and set_:
+            raise ValueError(f"`teacher_precision: int8` and `{set_[0]}` do not go together")
+        quantised = ["teacher_precision: int8"] if self.teacher_precision == "int8" else []
+        if self.shard in ("teacher", "both") and (set_ or quantised):
+            raise ValueError(
+                f"`shard: {self.shard}` and `{(set_ + quantised)[0]}` do not go together; use one"
+            )
 
     def _check_blocks(self) -> None:
         """A batch must be made of whole blocks, from no more clusters than there are."""

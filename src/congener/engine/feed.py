@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from congener.engine.config import FitConfig
+from congener.engine.held import held
 from congener.engine.samplers import by_group, shuffled, with_labels
 from congener.errors import DataError
 from congener.task import Task
@@ -20,11 +21,13 @@ from congener.types import Batch
 __all__ = [
     "epoch_batches",
     "evaluation_batches",
+    "in_training",
     "seeded",
     "size",
     "steps_in_epoch",
     "steps_per_epoch",
     "to_device",
+    "view_batches",
 ]
 
 
@@ -83,6 +86,7 @@ def epoch_batches(
     labelled_per_batch: int = 0,
     groups: Tensor | None = None,
     per_group: int = 1,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
 
@@ -90,7 +94,7 @@ def epoch_batches(
     the positions ``labelled`` in each, or shuffled. ``share = (rank, processes)`` takes a
     consecutive slice of each (of whole blocks, where there are ``groups``), so the union over
     processes is the batch of one process. Random transforms of the data set draw as in the epoch
-    ``view``; default: this one.
+    ``view``; default: this one. ``pin`` the memory of batches that are loaded for a GPU.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     count = size(dataset)
@@ -101,15 +105,9 @@ def epoch_batches(
     else:
         whole = shuffled(count, batch_size, generator)
     blocks = [batch.view(-1, 1 if groups is None else per_group) for batch in whole[first:last]]
-    batches = [rows.tensor_split(share[1])[share[0]].flatten().tolist() for rows in blocks]
-    return iter(
-        _loader(
-            task,
-            _Indexed(dataset, seed=seed, epoch=epoch if view is None else view),
-            batches,
-            workers,
-        )
-    )
+    batches = [rows.tensor_split(share[1])[share[0]].flatten() for rows in blocks]
+    indexed = _Indexed(dataset, seed=seed, epoch=epoch if view is None else view)
+    return _batches(task, indexed, batches, workers, pin=pin)
 
 
 def evaluation_batches(
@@ -117,8 +115,39 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """One process' share of a data set, in order."""
     mine = torch.arange(size(dataset)).tensor_split(share[1])[share[0]]
-    batches = [mine[k : k + batch_size].tolist() for k in range(0, len(mine), batch_size)]
-    return iter(_loader(task, _Indexed(dataset, seed=0, epoch=0), batches, workers))
+    batches = list(torch.split(mine, batch_size)) if len(mine) else []
+    return _batches(task, _Indexed(dataset, seed=0, epoch=0), batches, workers)
+
+
+def view_batches(
+    task: Task,
+    dataset: Dataset[Any],
+    places: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    view: int,
+    workers: int,
+) -> Iterator[Batch]:
+    """Some samples in a given order, as :func:`epoch_batches` of that ``view`` reads them."""
+    batches = torch.split(places, batch_size)
+    return _batches(task, _Indexed(dataset, seed=seed, epoch=view), batches, workers)
+
+
+def in_training(
+    task: Task, raw: Batch, config: FitConfig, device: torch.device, *, seed: int, view: int
+) -> Batch:
+    """A batch as the networks see it in training: on the device, prepared, in their layout."""
+    batch = task.prepare(to_device(raw, device), train=True, seed=seed, epoch=view)
+    batch = batch | {"view": view}
+    if config.layout == "channels_last":
+        return {name: _channels_last(value) for name, value in batch.items()}
+    return batch
+
+
+def _channels_last(value: Any) -> Any:
+    is_map = torch.is_tensor(value) and value.ndim == 4
+    return value.contiguous(memory_format=torch.channels_last) if is_map else value
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -128,16 +157,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     }
 
 
-def _loader(
-    task: Task, dataset: "_Indexed", batches: Sequence[list[int]], workers: int
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
+def _batches(
+    task: Task, indexed: "_Indexed", batches: Sequence[Tensor], workers: int, *, pin: bool = False
+) -> Iterator[Batch]:
+    """The batches of these samples: indexed where the data set lies in memory, else loaded."""
+    found = held(indexed.dataset)
+    if found is not None:
+        return map(task.collate, found.batches(batches))
+    loader: DataLoader[Batch] = DataLoader(
+        indexed,
+        batch_sampler=[places.tolist() for places in batches],
         collate_fn=partial(_collate, task),
         num_workers=workers,
+        pin_memory=pin,
         generator=torch.Generator(),  # workers take their base seed here, not from the global one
     )
+    return iter(loader)
 
 
 def _collate(task: Task, fetched: tuple[list[int], Any]) -> Batch:
@@ -155,14 +190,15 @@ class _Indexed(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> tuple[list[int], Any]:
         whole = getattr(self.dataset, "__getitems__", None)
-        if whole is None or not _returns_batches(self.dataset):
-            return indices, [self._sample(index) for index in indices]
-        with seeded(hash((self.seed, self.epoch, *indices))):
+        with kept_generators():
+            if whole is None or not _returns_batches(self.dataset):
+                return indices, [self._sample(index) for index in indices]
+            seed_generators(hash((self.seed, self.epoch, *indices)))
             return indices, whole(indices)
 
     def _sample(self, index: int) -> Any:
-        with seeded(hash((self.seed, self.epoch, index))):
-            return self.dataset[index]
+        seed_generators(hash((self.seed, self.epoch, index)))
+        return self.dataset[index]
 
 
 def _returns_batches(dataset: Dataset[Any]) -> bool:
@@ -175,13 +211,25 @@ def _returns_batches(dataset: Dataset[Any]) -> bool:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators for a block, then put them back as they were."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  (users' transforms)
+    with kept_generators():
+        seed_generators(seed)
+        yield
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators of this machine's CPU, which transforms draw from."""
+    # Not torch.manual_seed, which would seed the devices too, and so the network's dropout.
+    torch.default_generator.manual_seed(seed % 2**63)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (users' transforms)
+
+
+@contextmanager
+def kept_generators() -> Iterator[None]:
+    """Whatever is drawn in a block, the global generators are afterwards as they were."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     state = torch.get_rng_state()
     try:
-        # Not torch.manual_seed, which would seed the devices too, and so the network's dropout.
-        torch.default_generator.manual_seed(seed % 2**63)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
         yield
     finally:
         torch.set_rng_state(state)

@@ -5,29 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from congener.errors import NonFiniteLossError
 from congener.system import Balance
 from congener.task import Task
 
-__all__ = ["History", "balance_figures", "finite", "told"]
-
-
-def finite(losses: dict[str, torch.Tensor], step: int, name: str) -> dict[str, float]:
-    """The losses of a step as numbers; a culprit is named before the weights take the step."""
-    dtype = losses["total"].dtype
-    stacked = torch.stack([value.detach().to(dtype) for value in losses.values()]).cpu()
-    values = dict(zip(losses, stacked.double().tolist(), strict=True))
-    bad = [term for term, value in values.items() if not math.isfinite(value)]
-    if bad:
-        culprits = [term for term in bad if term != "total"] or bad
-        raise NonFiniteLossError(
-            f"The loss term {culprits[0]!r} became {values[culprits[0]]} at step {step} of "
-            f"{name!r}; the weights were left as they were before it. Lower lr or the term's "
-            "weight, clip gradients, or train in fp32."
-        )
-    return values
+__all__ = ["History", "balance_figures", "told"]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,26 @@ from accelerate.utils import broadcast, set_seed
 from torch.utils.data import Dataset
 
 from congener.engine.accumulate import accumulated_step
+from congener.engine.allocator import keep_memory
 from congener.engine.checkpoint import (
+    check_epochs,
     check_state,
-    load_checkpoint,
+    latest,
     restore_random,
     save_checkpoint,
 )
+from congener.engine.compiling import compiled_step
 from congener.engine.config import FitConfig
 from congener.engine.evaluate import evaluate
-from congener.engine.feed import epoch_batches, size, steps_per_epoch, to_device
-from congener.engine.figures import History, balance_figures, finite, told
-from congener.engine.machine import any_process, build_accelerator, interrupts
+from congener.engine.feed import epoch_batches, in_training, size, steps_per_epoch
+from congener.engine.figures import History, balance_figures, told
+from congener.engine.guard import Guard, may_defer
+from congener.engine.held import resident
+from congener.engine.machine import any_process, build_accelerator, check_together, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.engine.samplers import check_groups
+from congener.engine.shards import hand_back, load_optimizer, load_system, prepare_system, sharded
+from congener.engine.teaching import instruct
 from congener.errors import CheckpointError, Interrupted
 from congener.runlog import RunLog
 from congener.system import System
@@ -56,6 +64,7 @@ def fit(
     name: str = "fit",
     log: RunLog | None = None,
     checkpoint: Path | None = None,
+    folder: Path | None = None,
 ) -> FitResult:
     """Train a system; with an existing ``checkpoint``, go on from it, bit for bit on a CPU.
 
@@ -71,6 +80,7 @@ def fit(
         name: what the events of this fit are labelled with.
         log: where events go.
         checkpoint: file for the checkpoints; none are written without it.
+        folder: where what is made of the teacher is kept for other fits; default: nowhere.
 
     Raises:
         DataError: data that ``config`` cannot make batches of.
@@ -84,23 +94,43 @@ def fit(
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(train, config, labelled, processes=world)
     check_groups(config, groups, size(train), processes=world)
+    check_together(config, seed=seed, train=size(train), test=None if test is None else size(test))
     steps = config.steps or per_epoch * (config.epochs or 0)
+    train = resident(train, accelerator.device)
+    test = None if test is None else resident(test, accelerator.device)
+    given, system = system, sharded(system, task, config, accelerator)
+    if config.layout == "channels_last":
+        system.to(memory_format=torch.channels_last)
     set_seed(seed, device_specific=True)
-    optimizer = build_optimizer(system.parameters(), config)
+    optimizer = build_optimizer(system.parameters(), config, accelerator.device)
     schedule = build_schedule(optimizer, config, steps=steps, steps_per_epoch=per_epoch)
     if system.teacher is not None:
         system.teacher.to(accelerator.device)
-    module, prepared = accelerator.prepare(system, optimizer)
+    module, prepared = prepare_system(system, optimizer, accelerator)
+    scaled = accelerator.scaler is not None
+    # Without a scaler past Accelerate's wrappers, which look for packages in every step.
+    update = prepared if scaled else optimizer
+    backward = accelerator.backward if scaled else torch.Tensor.backward
+    guard = Guard(optimizer, name, deferred=may_defer(config, accelerator))
 
     step, history = 0, History(task)
-    if checkpoint is not None and checkpoint.exists():
-        state = load_checkpoint(checkpoint)
+    state = latest(checkpoint)
+    if checkpoint is not None and state is not None:
+        check_epochs(state, checkpoint, per_epoch)
         step = _restore(state, checkpoint, system, optimizer, schedule, accelerator, history)
         log.rewind(state["log_length"])
     else:
         log.emit("fit_started", fit=name, steps=steps, seed=seed, processes=world)
+    tell = partial(log.show if step else log.emit, fit=name)  # a fit that goes on has told it
+    if config.keep_memory:
+        keep_memory(tell)
+    instruct(
+        system.teacher, task, config, accelerator, train=train, views=system.views,
+        tell=log.show if step else log.emit, fit=name, folder=folder,
+    )  # fmt: skip
 
     def save() -> None:
+        guard.read()
         if checkpoint is not None:
             main = accelerator.is_main_process
             state = {
@@ -110,6 +140,7 @@ def fit(
                 "scaler": accelerator.scaler.state_dict() if accelerator.scaler else {},
                 "history": history.state(),
                 "step": step,
+                "per_epoch": per_epoch,
                 "log_length": log.length,
             }
             save_checkpoint(checkpoint, state, main=main)
@@ -119,10 +150,12 @@ def fit(
             return
         for buffer in system.student.buffers() if world > 1 else ():
             broadcast(buffer)  # the first process' statistics, which are the ones that are saved
-        figures = evaluate(
-            system.student, task, test, accelerator,
-            batch_size=max(config.batch_size, 256), workers=config.workers,
-        )  # fmt: skip
+        guard.read()
+        with as_written():
+            figures = evaluate(
+                system.student, task, test, accelerator,
+                batch_size=max(config.batch_size, 256), workers=config.workers,
+            )  # fmt: skip
         history.add(step, figures)
         epoch = step / per_epoch
         log.emit("evaluation", fit=name, step=step, epoch=epoch, metrics=figures)
@@ -130,7 +163,11 @@ def fit(
     cadence = config.evaluate_every * (per_epoch if config.epochs else 1)
     share = (rank, world)
     module.train()
-    with interrupts() as interrupted:
+    compiling = compiled_step(
+        system, task, config, accelerator,
+        train=train, progress=Progress(step, steps, step // per_epoch), tell=tell,
+    )  # fmt: skip
+    with interrupts() as interrupted, compiling as as_written:
         while step < steps:
             epoch, first = divmod(step, per_epoch)
             last = min(per_epoch, first + steps - step)
@@ -140,31 +177,31 @@ def fit(
                 first=first, last=last, share=share, workers=config.workers,
                 labelled=labelled, labelled_per_batch=config.labelled_per_batch,
                 groups=None if config.sampler == "shuffle" else groups,
-                per_group=config.per_class,
+                per_group=config.per_class, pin=accelerator.device.type == "cuda",
             )  # fmt: skip
             for raw in batches:
                 started = time.perf_counter()
-                batch = to_device(raw, accelerator.device)
-                batch = task.prepare(batch, train=True, seed=seed, epoch=view) | {"view": view}
+                batch = in_training(task, raw, config, accelerator.device, seed=seed, view=view)
                 progress = Progress(step, steps, epoch)
-                prepared.zero_grad(set_to_none=True)
+                update.zero_grad(set_to_none=True)
                 weigh = bool(config.balance_every) and step % config.balance_every == 0
                 with told(step, name):
                     if config.accumulate == 1:
                         total, terms, balance = module(batch, progress, balance=weigh)
-                        accelerator.backward(total)
+                        backward(total)
                     else:
                         total, terms, balance = accumulated_step(
                             system, batch, progress, config.accumulate, accelerator, balance=weigh
                         )
-                values = finite({"total": total, **terms}, step, name)
+                guard.see(step, {"total": total, **terms})
                 if config.clip is not None:
                     accelerator.clip_grad_norm_(module.parameters(), config.clip)
                 lr = schedule.get_last_lr()[0]
-                prepared.step()
+                update.step()
                 schedule.step()
                 history.seconds += time.perf_counter() - started
                 if step < 10 or step % config.log_every == 0:
+                    values = guard.read()
                     total_value = values.pop("total")
                     weights = system.weights(progress)
                     weighted = {key: weights.get(key, 1.0) * v for key, v in values.items()}
@@ -186,6 +223,7 @@ def fit(
                     raise Interrupted
         save()
         measure()
+        hand_back(system, given)
         if any_process(interrupted, 0, accelerator):
             log.emit("interrupted", fit=name, step=step)
             raise Interrupted
@@ -208,8 +246,8 @@ def _restore(
     """Put everything back as the checkpoint has it; the step to go on from."""
     try:
         check_state(system.student, _inside(state["system"], "student."), path)
-        system.load_state_dict(state["system"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_system(system, state["system"])
+        load_optimizer(optimizer, state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         history.restore(state["history"])
         step = int(state["step"])
@@ -220,7 +258,7 @@ def _restore(
             f"{path} is a checkpoint of other networks or settings than these "
             f"({str(error).splitlines()[0]}); resume with the recipe it was made by."
         ) from error
-    restore_random(state["random"], accelerator.process_index)
+    restore_random(state["random"], accelerator.process_index, step)
     return step
 
 

@@ -9,22 +9,55 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from congener.engine.config import FitConfig
+from congener.errors import RecipeError
 
 __all__ = ["build_optimizer", "build_schedule"]
 
+CPU = torch.device("cpu")
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
-    """The optimiser of a run over the parameters that require a gradient."""
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: FitConfig, device: torch.device = CPU
+) -> torch.optim.Optimizer:
+    """The optimiser of a run over the parameters that require a gradient, for a device.
+
+    Raises:
+        RecipeError: ``fused`` where there is no fused optimiser.
+    """
     trainable = [p for p in parameters if p.requires_grad]
+    if config.fused:
+        _check_fused({p.dtype for p in trainable}, config, device)
+    return _optimizer(trainable, config)
+
+
+def _optimizer(trainable: list[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
+    fused = config.fused or None  # torch's own default is not False
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(
+            trainable, lr=config.lr, weight_decay=config.weight_decay, fused=fused
+        )
     return torch.optim.SGD(
         trainable,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
+        fused=fused,
     )
+
+
+def _check_fused(dtypes: set[torch.dtype], config: FitConfig, device: torch.device) -> None:
+    """Let it step one number of each type on the device, which tells before the first step."""
+    for dtype in dtypes:
+        number = nn.Parameter(torch.zeros(1, dtype=dtype, device=device))
+        number.grad = torch.zeros_like(number)
+        try:
+            _optimizer([number], config).step()
+        except RuntimeError as error:
+            raise RecipeError(
+                f"fused: torch has no fused {config.optimizer} for {dtype} on {device.type} "
+                f"({str(error).splitlines()[0]}); leave `fused` out."
+            ) from error
 
 
 def build_schedule(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from congener.engine.checkpoint import check_state, read_tensors
 from congener.engine.config import FitConfig
 from congener.engine.feed import evaluation_batches, size, steps_per_epoch, to_device
 from congener.engine.loop import fit
-from congener.engine.machine import build_accelerator, process_state
+from congener.engine.machine import build_accelerator, on_first, process_state
 from congener.errors import CheckpointError, RecipeError, did_you_mean
 from congener.naming import expected
 from congener.runlog import RunLog
@@ -71,14 +72,13 @@ def prepare(
         Interrupted: as :func:`congener.engine.fit`.
     """
     train = task.splits["train"] if train is None else train
+    process_state(config)
     for stage in system.stages():
         data = _data(stage, task, train)
-        path = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            path = stage_path(folder, stage, task, config, train)
-        if path is not None and path.exists():
-            _receive(stage, path)
+        path = None if folder is None else stage_path(folder, stage, task, config, train)
+        kept = on_first(partial(_kept, path))
+        if path is not None and kept is not None:
+            _receive(stage, kept, path)
         elif isinstance(stage, FitStage):
             _fit(stage, task, config, data, seed, path, log)
         else:
@@ -149,8 +149,11 @@ def _fit(
     fit(
         stage.system, task, settings,
         train=data, test=None, seed=seed, name=name, log=log, checkpoint=checkpoint,
+        folder=None if path is None else path.parent,
     )  # fmt: skip
     stage.system.cpu()
+    # Of all processes, the first one's buffers: batch normalisation sees another share on each.
+    stage.system.load_state_dict(on_first(stage.system.state_dict))
     _keep(stage.system.state_dict(), path, config)
 
 
@@ -180,11 +183,20 @@ def _survey(
     stage.receive(figures)
 
 
-def _receive(stage: Stage, path: Path) -> None:
+def _kept(path: Path | None) -> dict[str, Tensor] | None:
+    """What an earlier session left, if it did; what it does from here on has a folder."""
+    if path is None:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        return None
     try:
-        figures = read_tensors(path)
+        return read_tensors(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path} is damaged; remove it, and it will be made anew.") from error
+
+
+def _receive(stage: Stage, figures: dict[str, Tensor], path: Path) -> None:
     if isinstance(stage, SurveyStage):
         stage.receive(figures)
         return
@@ -193,7 +205,7 @@ def _receive(stage: Stage, path: Path) -> None:
 
 
 def _keep(figures: Mapping[str, Tensor], path: Path | None, config: FitConfig) -> None:
-    """The first process writes; the others wait, so that all see the same files."""
+    """The first process writes; the others wait for it."""
     state = build_accelerator(config.model_copy(update={"precision": "fp32"}))
     if path is not None and state.is_main_process:
         draft = path.with_name(f".{path.name}.draft")
@@ -207,7 +219,7 @@ def _keep(figures: Mapping[str, Tensor], path: Path | None, config: FitConfig) -
 def _settings(stage: FitStage, config: FitConfig) -> FitConfig:
     """The settings of a stage's fit: a length of its own replaces the other measure of length."""
     changes: dict[str, Any] = {"labelled_per_batch": 0, "balance_every": 0, "evaluate_every": 0}
-    changes["sampler"] = "shuffle"
+    changes |= {"sampler": "shuffle", "shard": "none"}
     if {"epochs", "steps"} & stage.settings.keys():
         changes |= {"epochs": None, "steps": None}
         if config.milestones and not {"schedule", "milestones"} & stage.settings.keys():

@@ -193,17 +193,39 @@ def gather_once(x: Tensor, sizes: list[int] | None) -> Tensor:
     """
     if sizes is None:
         return x
-    # Collectives want equal shapes: every rank sends as many rows as the largest has.
     sent = (x.to(torch.uint8) if x.dtype == torch.bool else x.detach()).contiguous()
+    gathered = _exchange(sent, sizes) if x.device.type == "cpu" else _all_gather(sent, sizes)
+    return gathered.to(x.dtype)
+
+
+def _exchange(sent: Tensor, sizes: list[int]) -> Tensor:
+    """Each process sends its rows to each other: gloo's own gathering copies all of them twice."""
+    everyone = sent.new_empty(sum(sizes), *sent.shape[1:])
+    pending = []
+    for rank, rows in enumerate(torch.split(everyone, sizes)):
+        if rank == dist.get_rank():
+            rows.copy_(sent)
+            continue
+        if rows.numel():
+            pending.append(dist.irecv(rows, rank))
+        if sent.numel():
+            pending.append(dist.isend(sent, rank))
+    for message in pending:
+        assert message is not None
+        message.wait()
+    return everyone
+
+
+def _all_gather(sent: Tensor, sizes: list[int]) -> Tensor:
+    """Collectives want equal shapes: every rank sends as many rows as the largest has."""
     most = max(1, *sizes)
-    if x.shape[0] < most:
-        sent = torch.cat((sent, sent.new_zeros(most - x.shape[0], *x.shape[1:])))
+    if sent.shape[0] < most:
+        sent = torch.cat((sent, sent.new_zeros(most - sent.shape[0], *sent.shape[1:])))
     received = sent.new_empty(len(sizes), *sent.shape)
     dist.all_gather(list(received), sent)
     if min(sizes) == most:
-        return received.flatten(0, 1).to(x.dtype)
-    rows = [block[:count] for block, count in zip(received, sizes, strict=True)]
-    return torch.cat(rows).to(x.dtype)
+        return received.flatten(0, 1)
+    return torch.cat([block[:count] for block, count in zip(received, sizes, strict=True)])
 
 
 def _sum_and_scatter(x: Tensor, sizes: list[int]) -> Tensor:

@@ -30,13 +30,13 @@ def _mix_int(word: int) -> int:
 
 def _shift_right(words: Tensor, bits: int) -> Tensor:
     """Logical shift; int64's own shift would copy the sign."""
-    return (words >> bits) & ((1 << (64 - bits)) - 1)
+    return (words >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(words: Tensor) -> Tensor:
-    words = (words ^ _shift_right(words, 30)) * _signed(_FACTOR_1)
-    words = (words ^ _shift_right(words, 27)) * _signed(_FACTOR_2)
-    return words ^ _shift_right(words, 31)
+    words = (words ^ _shift_right(words, 30)).mul_(_signed(_FACTOR_1))
+    words = words.bitwise_xor_(_shift_right(words, 27)).mul_(_signed(_FACTOR_2))
+    return words.bitwise_xor_(_shift_right(words, 31))
 
 
 def keyed_uniform(ids: Tensor, *, seed: int, epoch: int, count: int) -> Tensor:
@@ -59,7 +59,6 @@ def keyed_uniform(ids: Tensor, *, seed: int, epoch: int, count: int) -> Tensor:
     """
     key = _mix_int(_mix_int(seed + _GOLDEN) + _GOLDEN * (epoch + 1))
     rows = _mix(ids.to(torch.int64) * _signed(_GOLDEN) + _signed(key))
-    steps = [_signed(_GOLDEN * (column + 1) & _WORD) for column in range(count)]
-    columns = torch.tensor(steps, dtype=torch.int64, device=ids.device)
+    columns = torch.arange(1, count + 1, device=ids.device) * _signed(_GOLDEN)  # modulo 2⁶⁴
     words = _mix(rows[:, None] + columns)
-    return _shift_right(words, 40).to(torch.float32) * 2.0**-24
+    return _shift_right(words, 40).to(torch.float32).mul_(2.0**-24)

@@ -5,7 +5,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -169,11 +169,16 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """What ``events.jsonl`` says, per fit and step: the metric, the terms, and their balance."""
+    """What ``events.jsonl`` says, per fit and step: the metric, the terms, and their balance.
+
+    And per fit, how the teacher ran, where it did not as it is, and what keeping its answers saved.
+    """
 
     metric: dict[str, dict[int, float]]
     weighted: dict[str, dict[int, dict[str, float]]]
     balance: dict[str, dict[int, dict[str, dict[str, float | None]]]]
+    teacher: dict[str, str] = field(default_factory=dict)
+    saved: list[str] = field(default_factory=list)
     torn_lines: int = 0
 
 
@@ -334,34 +339,29 @@ def _gram(arrays: Mapping[str, NDArray[Any]]) -> Gram | None:
 def _events(path: Path, metric: str) -> Events | None:
     if not path.is_file():
         return None
-    values: dict[str, dict[int, float]] = {}
-    weighted: dict[str, dict[int, dict[str, float]]] = {}
-    balance: dict[str, dict[int, dict[str, dict[str, float | None]]]] = {}
-    torn = 0
+    found, torn = Events({}, {}, {}), 0
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.strip():
                 continue
             try:
                 # A resumed fit repeats steps; the later line is the one that counted.
-                _take_event(json.loads(line), metric, values, weighted, balance)
+                _take_event(json.loads(line), metric, found)
             except (ValueError, KeyError, TypeError, AttributeError):
                 torn += 1
-    return Events(values, weighted, balance, torn)
+    return replace(found, torn_lines=torn)
 
 
-def _take_event(
-    event: Mapping[str, Any],
-    metric: str,
-    values: dict[str, dict[int, float]],
-    weighted: dict[str, dict[int, dict[str, float]]],
-    balance: dict[str, dict[int, dict[str, dict[str, float | None]]]],
-) -> None:
+def _take_event(event: Mapping[str, Any], metric: str, found: Events) -> None:
     if event["event"] == "evaluation" and metric in event["metrics"]:
-        steps = values.setdefault(str(event["fit"]), {})
+        steps = found.metric.setdefault(str(event["fit"]), {})
         steps[int(event["step"])] = float(event["metrics"][metric])
     elif event["event"] == "step":
         terms = {str(name): float(value) for name, value in event["weighted"].items()}
-        weighted.setdefault(str(event["fit"]), {})[int(event["step"])] = terms
+        found.weighted.setdefault(str(event["fit"]), {})[int(event["step"])] = terms
     elif event["event"] == "balance":
-        balance.setdefault(str(event["fit"]), {})[int(event["step"])] = event["terms"]
+        found.balance.setdefault(str(event["fit"]), {})[int(event["step"])] = event["terms"]
+    elif event["event"] == "teacher_error":
+        found.teacher[str(event["fit"])] = str(event["line"])
+    elif event["event"] == "teacher_saved":
+        found.saved.append(str(event["line"]))

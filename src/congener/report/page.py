@@ -98,6 +98,8 @@ def _context(run: Run) -> dict[str, Any]:
         "grams": _grams(run),
         "classes": _classes(run, look),
         "terms": _terms(run),
+        "teachers": _teachers(run),
+        "saved": run.events.saved if run.events else [],
     }
 
 
@@ -331,6 +333,14 @@ def _classes(run: Run, look: Looks) -> dict[str, Any] | None:
         "most": max(0.01, max(abs(value) for row in table for value in row["changes"])),
         "left_out": len(order) - len(shown),
     }
+
+
+def _teachers(run: Run) -> dict[str, str]:
+    """How the teacher ran where it did not as it is: each line once, with the arms it is of."""
+    arms: dict[str, list[str]] = {}
+    for fit, line in run.events.teacher.items() if run.events else ():
+        arms.setdefault(line, []).append(fit.rpartition("/")[0] or fit)
+    return {line: ", ".join(dict.fromkeys(names)) for line, names in arms.items()}
 
 
 def _terms(run: Run) -> dict[str, Any]:

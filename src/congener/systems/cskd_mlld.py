@@ -200,6 +200,7 @@ class _TwoViewTeacher:
 
     def __init__(self, teacher: FrozenTeacher) -> None:
         self.teacher = teacher
+        self.networks = teacher.networks
 
     def __call__(self, batch: Batch) -> Outputs:
         return _both_views(lambda view: self.teacher(view).logits, batch)

@@ -264,9 +264,10 @@ class _Bound:
         if not self.pairwise:
             further = [word for word in self.words if word in SOURCES]
             return self._call(known | {word: [pair[word] for pair in pairs] for word in further})
+        values = [self._call(known | pair) for pair in pairs]
         values = [
-            weight * self._call(known | pair)
-            for weight, pair in zip(self.layers, pairs, strict=True)
+            value if weight == 1.0 else weight * value
+            for weight, value in zip(self.layers, values, strict=True)
         ]
         return sum(values[1:], start=values[0])
 

@@ -228,6 +228,11 @@ class _HeadedTeacher:
             logits = _run(self.heads, self._taps, said)
         return Outputs(said.logits, {f"head{i}": each for i, each in enumerate(logits)})
 
+    @property
+    def networks(self) -> tuple[FrozenTeacher, ...]:
+        """What can be told how to run."""
+        return self.frozen.networks
+
     def to(self, device: torch.device) -> "_HeadedTeacher":
         """Move the network and the heads to a device."""
         self.frozen.to(device)

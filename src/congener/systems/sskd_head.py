@@ -92,7 +92,7 @@ class SSKDTeacher:
     """
 
     def __init__(self, fitting: SSKDHead) -> None:
-        self.fitting = fitting
+        self.fitting, self.networks = fitting, fitting.frozen.networks
 
     def __call__(self, batch: Batch) -> Outputs:
         """The logits and, as the feature ``"head"``, the head's outputs, without gradient.

@@ -195,6 +195,11 @@ class _Teacher:
             return self.frozen(batch)
         return _observed(lambda seen: self.frozen(seen).logits, batch, clean=self.clean)
 
+    @property
+    def networks(self) -> tuple[FrozenTeacher, ...]:
+        """What can be told how to run."""
+        return self.frozen.networks
+
     def to(self, device: torch.device) -> "_Teacher":
         self.frozen.to(device)
         return self

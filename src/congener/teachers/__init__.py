@@ -1,7 +1,22 @@
 """Teachers: ``teacher(batch) -> Outputs``, without gradient."""
 
 from congener.teachers.bridge import Bridge, Preprocessing, bridge
+from congener.teachers.cached import CachedTeacher
+from congener.teachers.formats import Field
 from congener.teachers.frozen import FrozenTeacher, fingerprint
 from congener.teachers.group import TeacherGroup
+from congener.teachers.manner import Manner
+from congener.teachers.store import TeacherStore
 
-__all__ = ["Bridge", "FrozenTeacher", "Preprocessing", "TeacherGroup", "bridge", "fingerprint"]
+__all__ = [
+    "Bridge",
+    "CachedTeacher",
+    "Field",
+    "FrozenTeacher",
+    "Manner",
+    "Preprocessing",
+    "TeacherGroup",
+    "TeacherStore",
+    "bridge",
+    "fingerprint",
+]

@@ -2,13 +2,20 @@
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from congener.taps import Taps
 from congener.task import Task
+from congener.teachers.manner import Manner
 from congener.types import Batch, Outputs
+
+if TYPE_CHECKING:
+    from congener.teachers.int8 import Int8
 
 __all__ = ["FrozenTeacher", "fingerprint"]
 
@@ -25,6 +32,11 @@ class FrozenTeacher:
         taps: paths whose tensors the distillation terms read.
         batch_statistics: let BatchNorm normalise by the batch at hand (as the authors of OFD
             choose to) while its running statistics stay as they are; default: off.
+
+    Attributes:
+        model: the network.
+        taps: the paths.
+        manner: how it runs, in words, such as ``"bf16, channels_last"``.
     """
 
     def __init__(
@@ -37,27 +49,76 @@ class FrozenTeacher:
     ) -> None:
         self.model = model.requires_grad_(False).eval()
         self.task = task
-        self._taps = Taps(model, taps)
-        self._normalises_by_batch: list[nn.Module] = []
-        if batch_statistics:
-            norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            for norm in norms:
-                norm.track_running_stats = False  # with training=True: batch statistics, no update
-            self._normalises_by_batch = list(norms)
+        self.taps = tuple(dict.fromkeys(taps))
+        self.batch_statistics = batch_statistics
+        for norm in _norms(model) if batch_statistics else ():
+            norm.track_running_stats = False  # with training=True: batch statistics, no update
+        self.run_as(Manner(), "fp32")
 
     def __call__(self, batch: Batch) -> Outputs:
         """The logits and tapped tensors for a prepared batch, without gradient."""
-        self.model.eval()  # whoever holds the network may have called train() on it
+        if any(module.training for module in self._modules):
+            self._runs.eval()  # whoever holds the network called train() on it
         for norm in self._normalises_by_batch:
             norm.train()
-        with torch.no_grad():
-            result, features = self._taps(lambda: self.task.call(self.model, batch))
-        return Outputs(self.task.logits(result), features)
+        with torch.no_grad(), self._precision():
+            result, features = self._read(lambda: self.task.call(self._runs, batch))
+        said = Outputs(self.task.logits(result), features)
+        return said if self._way.precision is None else _single(said)
+
+    def run_as(self, way: Manner, manner: str, *, instead: "Int8 | None" = None) -> None:
+        """Run so from now on; ``model`` itself stays as it is.
+
+        Args:
+            way: how.
+            manner: the same in words.
+            instead: what runs in place of the network, for int8.
+        """
+        network: Any = self.model
+        if way.channels_last or way.compiled:
+            network = deepcopy(network)
+        if way.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        if way.compiled:
+            network = torch.compile(network)
+        self._way, self.manner = way, manner
+        self._runs: nn.Module = network if instead is None else instead
+        self._modules = list(self._runs.modules())
+        self._read: Any = Taps(network, self.taps) if instead is None else instead.read
+        self._normalises_by_batch: list[nn.Module] = (
+            _norms(network) if self.batch_statistics else []
+        )
 
     def to(self, device: torch.device) -> "FrozenTeacher":
         """Move the network to a device."""
         self.model.to(device)
+        self._runs.to(device)
         return self
+
+    @property
+    def networks(self) -> "tuple[FrozenTeacher, ...]":
+        """Itself: what can be told how to run."""
+        return (self,)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self._way.precision is None:
+            return nullcontext()
+        kind = next((p.device.type for p in self.model.parameters()), "cpu")
+        return torch.autocast(kind, torch.bfloat16, enabled=self._way.precision == "bf16")
+
+
+def _norms(network: nn.Module) -> list[Any]:
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def _single(said: Outputs) -> Outputs:
+    """In float32, so that a precision of the teacher's own never reaches the student."""
+
+    def widened(value: Tensor) -> Tensor:
+        return value.float() if value.is_floating_point() else value
+
+    features = {path: widened(value) for path, value in said.features.items()}
+    return Outputs(widened(said.logits), features)
 
 
 def fingerprint(model: nn.Module) -> str:

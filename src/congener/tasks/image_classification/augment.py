@@ -206,6 +206,7 @@ def _crop(
         columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     columns = offsets[:, 1, None] + columns
     rows = offsets[:, 0, None] + torch.arange(height, device=images.device)
-    sample = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channel = torch.arange(images.shape[1], device=images.device)[:, None, None]
-    return padded[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    # One gather of pixels: indexing by four tensors takes ten times as long.
+    pixels = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)[:, None]
+    chosen = padded.flatten(2).gather(2, pixels.expand(-1, images.shape[1], -1))
+    return chosen.view_as(images)

@@ -22,7 +22,7 @@ from congener.types import Batch
 from . import augment as augmentations
 from . import data as datasets
 from . import models
-from .data.datasets import inspect_datasets, known_labels
+from .data.datasets import in_memory, inspect_datasets, known_labels
 from .data.splits import IGNORE, Splits, labelled_positions
 
 __all__ = ["ImageClassification"]
@@ -100,7 +100,7 @@ class ImageClassification(Task):
         task = cls.__new__(cls)
         labels = known_labels(train)
         task.labelled = None if labels is None else labelled_positions(labels)
-        splits = {"train": train, "test": test}
+        splits = {"train": in_memory(train), "test": in_memory(test)}
         task._describe(splits, names, (0.0,), (1.0,))
         task.normalisation = normalisation
         task._draw_views(torch.zeros_like(image), augment, strong)
@@ -187,13 +187,13 @@ class ImageClassification(Task):
 
     def _normalise(self, images: Tensor) -> Tensor:
         if images.dtype == torch.uint8:
-            images = images.float() / 255
+            images = images.float().div_(255)
         if set(self._mean) == {0.0} and set(self._std) == {1.0}:
             return images
-        shape = (-1, *[1] * (images.ndim - 2))
-        mean = torch.tensor(self._mean, device=images.device).view(shape)
-        std = torch.tensor(self._std, device=images.device).view(shape)
-        return (images - mean) / std
+        mean, std = (
+            _per_channel(values, images.ndim, images.device) for values in (self._mean, self._std)
+        )
+        return (images - mean).div_(std)
 
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """The model's answer to the images."""
@@ -244,6 +244,12 @@ class _Metrics:
         figures = self._accuracy.compute()
         figures["cross_entropy"] = self._cross_entropy.compute()
         return {name: float(value) for name, value in figures.items()}
+
+
+@functools.cache
+def _per_channel(values: tuple[float, ...], dimensions: int, device: torch.device) -> Tensor:
+    """Values, one for each channel, in a shape that fits images; made once for each device."""
+    return torch.tensor(values, device=device).view(-1, *[1] * (dimensions - 2))
 
 
 def _named(given: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:

@@ -9,9 +9,23 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from congener.errors import DataError
 
-from .splits import IGNORE, Arrays, check_arrays
+from .splits import IGNORE, ArrayDataset, Arrays, check_arrays
 
-__all__ = ["inspect_datasets", "known_labels"]
+__all__ = ["in_memory", "inspect_datasets", "known_labels"]
+
+
+def in_memory(dataset: Dataset[Any]) -> Dataset[Any]:
+    """A ``TensorDataset`` of images and labels as one that is indexed by the batch; others as is.
+
+    The samples are the same, and what :meth:`.ImageClassification.collate` makes of them.
+    """
+    if type(dataset) is not TensorDataset or len(dataset.tensors) != 2:
+        return dataset
+    images, labels = dataset.tensors
+    images = images.float() if images.dtype == torch.float64 else images
+    labels = labels.long() if labels.dtype == torch.int32 else labels
+    known = images.dtype in (torch.uint8, torch.float32) and labels.dtype == torch.int64
+    return ArrayDataset(images, labels) if known and labels.ndim == 1 else dataset
 
 
 def known_labels(dataset: Dataset[Any]) -> Tensor | None:

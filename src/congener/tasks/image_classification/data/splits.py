@@ -40,6 +40,11 @@ class ArrayDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """What a batch is made of, in memory: the engine indexes it where it finds it."""
+        return {"image": self.images, "labels": self.labels}
+
     def __getitem__(self, index: int) -> Batch:
         position = range(len(self))[index]
         return {

@@ -1,0 +1,319 @@
+"""What the teacher of a run said, kept: which arms may learn from it, and the stores they read.
+
+A teacher says the same about the same view of a sample, in each epoch, to each arm and each seed.
+So it is asked once, before the first fit that reads the answers, and never again. Where that is not
+exact, or does not pay, the teacher stays live, and the reason is told.
+"""
+
+import hashlib
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from congener.assembly import Assembly
+from congener.engine import (
+    build_accelerator,
+    build_store,
+    data_fingerprint,
+    fields_of,
+    instruct,
+    steps_per_epoch,
+)
+from congener.engine.feed import size
+from congener.errors import RecipeError
+from congener.recipe import Arm, CacheSpec, Recipe
+from congener.runlog import RunLog, versions
+from congener.system import System, TeacherLike
+from congener.teachers import (
+    CachedTeacher,
+    Field,
+    FrozenTeacher,
+    TeacherGroup,
+    TeacherStore,
+    fingerprint,
+)
+
+__all__ = ["Answers", "ArmPlan"]
+
+LIMIT = 2**30
+"""Bytes that ``cache: auto`` keeps at most; ours."""
+PAYS = 2.0
+"""How often ``cache: auto`` must be able to read an answer, on average, to keep it; ours."""
+TRIALS = 3
+WORTH_TELLING = 1.0  # seconds saved
+
+
+@dataclass(frozen=True, slots=True)
+class ArmPlan:
+    """Whether an arm learns from kept answers.
+
+    Attributes:
+        live: why its teacher runs on each batch; empty where the answers are kept.
+        fields: by the name of a store, the tensors that the arm reads.
+        taps: likewise, the teacher's taps among them.
+    """
+
+    live: str
+    fields: dict[str, list[Field]]
+    taps: dict[str, tuple[str, ...]]
+
+
+class Answers:
+    """The stores of one run.
+
+    Args:
+        recipe: the recipe.
+        assembly: builds what it names.
+        folder: the run folder.
+        log: where events go.
+    """
+
+    def __init__(self, recipe: Recipe, assembly: Assembly, folder: Path, log: RunLog) -> None:
+        self.recipe, self.assembly, self.log = recipe, assembly, log
+        self.demanded = isinstance(recipe.cache, CacheSpec)
+        self.spec = recipe.cache if isinstance(recipe.cache, CacheSpec) else CacheSpec()
+        self.folder, self.stages = self.spec.folder or folder / "cache", folder / "stages"
+        self.plans: dict[str, ArmPlan] = {}
+        self._stores: dict[str, tuple[TeacherStore, FrozenTeacher]] = {}
+        self._given: list[tuple[CachedTeacher, float]] = []
+        self._spent = 0.0
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def views(self) -> int:
+        """Views of each sample; 0: each epoch has views of its own."""
+        if self.recipe.train.views is not None:
+            return self.recipe.train.views
+        return 0 if self.assembly.task.augments else 1
+
+    def plan(self, teacher: nn.Module | None) -> dict[str, ArmPlan]:
+        """Decide which arms learn from kept answers; nothing is written.
+
+        Args:
+            teacher: the recipe's, trained or not.
+
+        Raises:
+            RecipeError: an arm that cannot, where the recipe's ``cache`` asks for it.
+        """
+        self.plans = {}
+        arms = {k: arm for k, arm in self.recipe.all_arms.items() if arm.terms or arm.system}
+        if self.recipe.cache == "off":
+            return self.plans
+        if not self.demanded and (reason := self._does_not_pay(len(arms))):
+            self.plans = dict.fromkeys(arms, ArmPlan(reason, {}, {}))
+            return self.plans
+        for name, arm in arms.items():
+            system = self.assembly.sketch(name, teacher)
+            if system.teacher is None:
+                continue
+            live, fields, taps = self._why_live(arm, system), {}, {}
+            try:
+                for at, frozen in ({} if live else _frozen(system)).items():
+                    fields[at], taps[at] = self._fields(frozen), frozen.taps
+            except RecipeError as error:
+                reason = str(error).partition(";")[0]  # what follows is the way out
+                live = reason[0].lower() + reason[1:]
+            if live and self.demanded:
+                raise RecipeError(
+                    f"{self.recipe.place('cache')}: `cache` keeps what the teacher says, but the "
+                    f"arm {name!r} needs it live: {live}. Use `cache: auto`, which keeps the "
+                    "answers for the other arms, or `cache: off`."
+                )
+            self.plans[name] = ArmPlan(live, fields, taps)
+        if not self.demanded:
+            self._economise()
+        return self.plans
+
+    def give(self, system: System, arm: str, seed: int) -> None:
+        """Have a system that will be fitted ask the store, where the plan says so.
+
+        What the store lacks is asked of the live teacher now.
+        """
+        plan = self.plans.get(arm)
+        if plan is not None and not plan.live:
+            exchange(system, lambda at, frozen: self._cached(at, frozen, seed))
+
+    def build(self, teacher: nn.Module) -> list[TeacherStore]:
+        """Ask the teacher for everything that the fits of all seeds will read."""
+        for name in [name for name, plan in self.plans.items() if not plan.live]:
+            for seed in self.recipe.seeds:
+                self.give(self.assembly.sketch(name, teacher), name, seed)
+        return [store for store, _ in self._stores.values()]
+
+    def tell(self) -> None:
+        """Record how much teacher time the kept answers saved in this session."""
+        asked = sum(cached.batches for cached, _ in self._given)
+        saved = sum(cached.batches * each for cached, each in self._given)
+        if saved - self._spent < WORTH_TELLING:
+            return
+        kept = sum(store.nbytes for store, _ in self._stores.values()) / 1e6
+        line = (
+            f"The teacher ran for {self._spent:.1f} s instead of about {saved:.1f} s: its answers "
+            f"({kept:.1f} MB) were kept and read {asked:,} times."
+        )
+        self.log.emit("teacher_saved", batches=asked, seconds=saved, spent=self._spent, line=line)
+
+    def _why_live(self, arm: Arm, system: System) -> str:
+        config, task = self.recipe.train, self.assembly.task
+        if arm.learns_from:
+            return "its teacher is another arm's student, another one for each seed"
+        if reason := system.needs_live_teacher():
+            return reason
+        if not _frozen(system):
+            return f"its teacher is a {type(system.teacher).__name__} of its own"
+        if not self.views:
+            return (
+                "each epoch augments anew (`train.views: 8` would give each sample eight views "
+                "that come again)"
+            )
+        if task.augments is None and config.views is None and not self.demanded:
+            return (
+                "whether your data set draws anew in each epoch is not known (`train.views: 1` "
+                "says that it does not)"
+            )
+        return ""
+
+    def _fields(self, teacher: FrozenTeacher) -> list[Field]:
+        spec, config = self.spec, self.recipe.train
+        if config.teacher_precision is not None:  # what it says is then in float32
+            config = config.model_copy(update={"precision": "fp32"})
+        return fields_of(
+            teacher, self.assembly.sample(2, train=True), dtype=spec.dtype, top_k=spec.top_k,
+            temperature=spec.temperature, config=config,
+        )  # fmt: skip
+
+    def _does_not_pay(self, arms: int) -> str:
+        """Why so many arms read too little to keep anything for, unasked."""
+        config = self.recipe.train
+        train, seeds = self.assembly.task.splits["train"], len(self.recipe.seeds)
+        unit = steps_per_epoch(train, config, self.assembly.task.labelled)
+        steps = config.steps or (config.epochs or 0) * unit
+        often = arms * seeds * steps * config.batch_size / self._answers
+        reason = f"each answer would be read {often:.1f} times, which does not pay"
+        return reason if often < PAYS else ""
+
+    @property
+    def _answers(self) -> int:
+        """How many answers the stores of a teacher hold."""
+        task = self.assembly.task
+        stores = 1 if task.augments is False else len(self.recipe.seeds)
+        return size(task.splits["train"]) * max(self.views, 1) * stores
+
+    def _economise(self) -> None:
+        """Without being asked, keep what is read often and is not large."""
+        kept = [name for name, plan in self.plans.items() if not plan.live]
+        reason = self._does_not_pay(len(kept))
+        used: dict[tuple[str, str], int] = {}
+        for name in kept:
+            fields = self.plans[name].fields
+            more = {(at, f.name): _nbytes(f) for at, each in fields.items() for f in each}
+            total = sum((used | more).values()) * self._answers
+            large = (
+                f"its answers would take {total / 1e9:.1f} GB (a `cache` of the recipe's own "
+                "keeps them)"
+            )
+            if reason or total > LIMIT:
+                self.plans[name] = ArmPlan(reason or large, {}, {})
+            else:
+                used |= more
+
+    def _cached(self, at: str, frozen: FrozenTeacher, seed: int) -> CachedTeacher:
+        key = at if self.assembly.task.augments is False else f"{at}-seed-{seed}"
+        if key not in self._stores:
+            self._stores[key] = self._store(at, key, frozen, seed)
+        store, asked = self._stores[key]
+        cached = CachedTeacher(store, frozen.taps, live=asked)
+        self._given.append((cached, self._seconds[key]))
+        return cached
+
+    def _store(
+        self, at: str, key: str, frozen: FrozenTeacher, seed: int
+    ) -> tuple[TeacherStore, FrozenTeacher]:
+        """The store of a teacher with all that any arm reads, complete, and whom it stands for."""
+        task, config = self.assembly.task, self.recipe.train
+        train, drawn = task.splits["train"], task.augments is not False
+        plans = [plan for plan in self.plans.values() if not plan.live and at in plan.fields]
+        fields = {field.name: field for plan in plans for field in plan.fields[at]}
+        taps = [tap for plan in plans for tap in plan.taps[at]]
+        asked = FrozenTeacher(frozen.model, task, taps)
+        accelerator = build_accelerator(config)
+        instruct(
+            asked.to(accelerator.device), task, config, accelerator,
+            train=train, tell=self.log.emit, fit=f"cache/{key}", folder=self.stages,
+        )  # fmt: skip
+        seen = data_fingerprint(task, train, train=True, seed=seed if drawn else 0, labels=False)
+        identity = {
+            "teacher weights": fingerprint(frozen.model)[:16],
+            "teacher network": _hashed(re.sub(r" at 0x[0-9a-f]+", "", repr(frozen.model))),
+            "precision": asked.manner,
+            "data set": data_fingerprint(task, train, train=False, labels=False).hex()[:16],
+            "training views": seen.hex()[:16],
+            "seed of the views": str(seed) if drawn else "none is drawn",
+        }
+        store = TeacherStore.create(
+            self.folder / key, identity, list(fields.values()),
+            samples=size(train), views=max(self.views, 1), versions=versions(),
+        )  # fmt: skip
+        started = time.perf_counter()
+        build_store(store, asked, task, train, config, seed=seed, log=self.log)
+        self._spent += time.perf_counter() - started
+        self._seconds[key] = self._cost(asked)
+        frozen.model.cpu()
+        return store, asked
+
+    def _cost(self, teacher: FrozenTeacher) -> float:
+        """Seconds that the live teacher takes for a training batch."""
+        config = self.recipe.train
+        accelerator = build_accelerator(config)
+        count = max(1, config.batch_size // accelerator.num_processes)
+        batch = self.assembly.sample(count, train=True)
+        took = []
+        for _ in range(TRIALS):
+            started = time.perf_counter()
+            with accelerator.autocast():
+                teacher(batch)
+            took.append(time.perf_counter() - started)
+        return statistics.median(took)
+
+
+def _frozen(system: System) -> dict[str, FrozenTeacher]:
+    """The teachers that could be asked ahead, by the names of their stores."""
+    found: dict[str, FrozenTeacher] = {}
+    exchange(system, lambda at, frozen: found.update({at: frozen}))
+    return found
+
+
+def _nbytes(field: Field) -> int:
+    return sum(part.nbytes for part in field.parts)
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def exchange(system: System, answer: Callable[[str, FrozenTeacher], Any]) -> None:
+    """Put what ``answer(name of the store, teacher)`` returns in the place of each frozen teacher.
+
+    Where it returns ``None``, the teacher stays.
+    """
+
+    def each(name: str, teacher: TeacherLike) -> TeacherLike:
+        if not isinstance(teacher, FrozenTeacher):
+            return teacher
+        found: TeacherLike = answer(name, teacher) or teacher
+        return found
+
+    asked: Any = system.teacher
+    if isinstance(asked, TeacherGroup):
+        asked.main = each("teacher", asked.main)
+        asked.others = {name: each(f"teacher-{name}", t) for name, t in asked.others.items()}
+    elif isinstance(getattr(asked, "frozen", None), FrozenTeacher):
+        asked.frozen = each("teacher", asked.frozen)  # one that adds heads to the network's answers
+    elif asked is not None:
+        system.teacher = each("teacher", asked)
