@@ -49,7 +49,8 @@ BENCHES = [
             "live": 1e-3,
             "torchdistill, cached": 1e-3,
         },
-        rounds=11,
+        rounds=5,
+        starts=3,
         warm_up=loops.SAMPLES // loops.BATCH + 1,  # every page and file once
         prepare=loops.keep_answers,
     )

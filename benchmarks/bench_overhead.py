@@ -57,7 +57,8 @@ BENCHES = [
         [Ratio("overhead: of fit in a step of a tiny net", "ours", "by hand", excess_goal=50)],
         alike={"ours": 1e-4},
         steps=SAMPLES // loops.BATCH,
-        rounds=21,
+        rounds=7,
+        starts=3,
         warm_up=SAMPLES // loops.BATCH,
     )
 ]

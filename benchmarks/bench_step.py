@@ -81,6 +81,8 @@ BENCHES = [
             Ratio("step: ours vs RepDistiller's way", "ours", "RepDistiller's way"),
             Ratio("step: ours vs mdistiller's way", "ours", "mdistiller's way"),
         ],
+        rounds=5,
+        starts=3,
         alike={
             KEPT_BY_HAND: SAME,
             KEPT: SAME,

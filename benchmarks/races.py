@@ -88,7 +88,9 @@ class Race:
         alike: for the loops that must move the student as the first one does, how far the movement
             may differ from its, relative to its norm.
         steps: of a turn.
-        rounds: turns that are timed.
+        rounds: turns that are timed, in each start.
+        starts: how often all processes begin anew: of two processes of one loop, one may be some
+            percent slower as long as it lives, for its memory lies elsewhere.
         warm_up: steps before that.
         prepare: writes into a folder what the loops need; they find it as ``tick.folder``.
     """
@@ -98,6 +100,7 @@ class Race:
     alike: Mapping[str, float] = field(default_factory=dict)
     steps: int = 1
     rounds: int = 9
+    starts: int = 1
     warm_up: int = 2
     prepare: Callable[[Path], None] | None = None
 
@@ -113,31 +116,31 @@ class Race:
         with tempfile.TemporaryDirectory() as folder:
             if chosen and self.prepare is not None:
                 self.prepare(Path(folder))
-            runners = {
-                name: _Runner(loop, Path(folder))
-                for name, loop in self.loops.items()
-                if name in needed
-            }
-            try:
-                turns = self._turns(runners)
-            finally:
-                for runner in runners.values():
-                    runner.stop()
+            turns: dict[str, list[Turn]] = {name: [] for name in needed}
+            errors: dict[str, str] = {}
+            for _ in range(self.starts):
+                self._start(Path(folder), turns, errors)
         for each in chosen:
-            yield self._line(each, turns, {n: str(r.error) for n, r in runners.items() if r.error})
+            yield self._line(each, turns, errors)
 
-    def _turns(self, runners: "Mapping[str, _Runner]") -> dict[str, list[Turn]]:
-        """What each loop took in each round; a loop that failed drops out."""
-        moved = {name: runner.moved() for name, runner in runners.items()}
-        for name in self.alike.keys() & moved.keys():
-            self._assert_alike(name, moved)
-        for runner in runners.values():
-            runner.turn(self.warm_up)
-        turns: dict[str, list[Turn]] = {name: [] for name in runners}
-        for _ in range(self.rounds):
-            for name, runner in runners.items():
-                turns[name].append(runner.turn(self.steps))
-        return turns
+    def _start(self, folder: Path, turns: dict[str, list[Turn]], errors: dict[str, str]) -> None:
+        """Add what each loop takes in each round, in new processes."""
+        runners = {
+            name: _Runner(loop, folder) for name, loop in self.loops.items() if name in turns
+        }
+        try:
+            moved = {name: runner.moved() for name, runner in runners.items()}
+            for name in self.alike.keys() & moved.keys():
+                self._assert_alike(name, moved)
+            for runner in runners.values():
+                runner.turn(self.warm_up)
+            for number in range(self.rounds):
+                for name in list(runners)[:: -1 if number % 2 else 1]:
+                    turns[name].append(runners[name].turn(self.steps))
+        finally:
+            for runner in runners.values():
+                runner.stop()
+        errors |= {name: str(runner.error) for name, runner in runners.items() if runner.error}
 
     def _assert_alike(self, name: str, moved: Mapping[str, np.ndarray | None]) -> None:
         wanted, found = moved[next(iter(self.loops))], moved[name]
@@ -160,19 +163,19 @@ class Race:
         seconds = [[turn.seconds for turn in way] for way in (ours, other)]
         excess = 1e6 * statistics.median(a - b for a, b in zip(*seconds, strict=True))
         faults = statistics.median(turn.faults for turn in ours)
-        memory_ratio = ours[-1].peak / other[-1].peak
+        peaks = [statistics.median(turn.peak for turn in way) for way in (ours, other)]
         found = {
             "excess_us": (round(excess, 1), each.excess_goal),
             "faults": (faults, each.faults_goal),
-            "memory_ratio": (round(memory_ratio, 4), each.memory_ratio_goal),
+            "memory_ratio": (round(peaks[0] / peaks[1], 4), each.memory_ratio_goal),
         }
         goals = {f"{key}_goal": goal for key, (_, goal) in found.items() if goal is not None}
         met = [value <= goal for value, goal in found.values() if goal is not None]
         return line(
-            each.name, self.rounds, ratio=ratio(*seconds), goal=each.goal,
-            memory_mb=ours[-1].peak, more_goals=met,
+            each.name, len(ours), ratio=ratio(*seconds), goal=each.goal,
+            memory_mb=peaks[0], more_goals=met,
             seconds=round(statistics.median(seconds[0]), 6),
-            memory_mb_other=round(other[-1].peak, 1),
+            memory_mb_other=round(peaks[1], 1),
             faults_other=statistics.median(turn.faults for turn in other),
             **{key: value for key, (value, _) in found.items()}, **goals,
         )  # fmt: skip

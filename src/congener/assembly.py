@@ -171,7 +171,7 @@ class Assembly:
                 terms,
                 task=self.task,
                 task_weight=described.task_weight,
-                teachers=self._teachers,
+                teachers=self.teachers,
             )
 
     def _system(
@@ -206,7 +206,7 @@ class Assembly:
         return system
 
     @cached_property
-    def _teachers(self) -> dict[str, nn.Module]:
+    def teachers(self) -> dict[str, nn.Module]:
         """The further teachers with their weights, read once for all fits: they are frozen."""
         found = {}
         for name, spec in self.recipe.teachers.items():
@@ -300,13 +300,13 @@ class Assembly:
 
     def _settle(self, term: TermSpec, student: nn.Module, teacher: nn.Module) -> TermSpec:
         """The term with its taps and its loss' widths, the same for all fits of its arm."""
-        asked = teacher if term.of is None else self._teachers.get(term.of)
+        asked = teacher if term.of is None else self.teachers.get(term.of)
         if asked is None and term.taps is None:
             return term  # the system says which teachers there are
         if asked is None:
             raise RecipeError(
                 f"The term learns of a teacher {term.of!r} that is not there; "
-                f"{did_you_mean(str(term.of), self._teachers)}"
+                f"{did_you_mean(str(term.of), self.teachers)}"
             )
         build = resolve("loss", term.loss.name, losses_by_name(), trust=self._trust)
         if term.taps is not None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import nn
 
 from congener.assembly import Assembly
@@ -25,8 +26,8 @@ from congener.engine import (
     instruct,
     steps_per_epoch,
 )
-from congener.engine.feed import size
-from congener.errors import RecipeError
+from congener.engine.feed import size, to_device
+from congener.errors import DataError, RecipeError, RunError
 from congener.recipe import Arm, CacheSpec, Recipe
 from congener.runlog import RunLog, versions
 from congener.system import System, TeacherLike
@@ -88,9 +89,10 @@ class Answers:
     @property
     def views(self) -> int:
         """Views of each sample; 0: each epoch has views of its own."""
-        if self.recipe.train.views is not None:
-            return self.recipe.train.views
-        return 0 if self.assembly.task.augments else 1
+        augments, views = self.assembly.task.augments, self.recipe.train.views
+        if augments is False:
+            return 1
+        return views if views is not None else 0 if augments else 1
 
     def plan(self, teacher: nn.Module | None) -> dict[str, ArmPlan]:
         """Decide which arms learn from kept answers; nothing is written.
@@ -112,20 +114,23 @@ class Answers:
             system = self.assembly.sketch(name, teacher)
             if system.teacher is None:
                 continue
-            live, fields, taps = self._why_live(arm, system), {}, {}
+            live, fields, taps = self._why_live(arm, system, teacher), {}, {}
             try:
                 for at, frozen in ({} if live else _frozen(system)).items():
                     fields[at], taps[at] = self._fields(frozen), frozen.taps
             except RecipeError as error:
                 reason = str(error).partition(";")[0]  # what follows is the way out
                 live = reason[0].lower() + reason[1:]
+            exact = all(field.exact for each in fields.values() for field in each)
+            if not (live or exact or self.demanded):
+                live = "its answers are finer than the float32 that would be kept"
             if live and self.demanded:
                 raise RecipeError(
                     f"{self.recipe.place('cache')}: `cache` keeps what the teacher says, but the "
                     f"arm {name!r} needs it live: {live}. Use `cache: auto`, which keeps the "
                     "answers for the other arms, or `cache: off`."
                 )
-            self.plans[name] = ArmPlan(live, fields, taps)
+            self.plans[name] = ArmPlan(live, {}, {}) if live else ArmPlan("", fields, taps)
         if not self.demanded:
             self._economise()
         return self.plans
@@ -133,10 +138,25 @@ class Answers:
     def give(self, system: System, arm: str, seed: int) -> None:
         """Have a system that will be fitted ask the store, where the plan says so.
 
-        What the store lacks is asked of the live teacher now.
+        What the store lacks is asked of the live teacher now. Where that cannot be kept (a full
+        disk, say), the teacher stays live if nobody demanded otherwise, on all processes.
         """
         plan = self.plans.get(arm)
-        if plan is not None and not plan.live:
+        if plan is None or plan.live:
+            return
+        problem = ""
+        try:
+            for at, frozen in _frozen(system).items():
+                self._open(at, frozen, seed)
+        except (DataError, RunError) as error:
+            if self.demanded:
+                raise
+            problem = str(error)
+        problem = next(filter(None, gather_object([problem])), "")
+        if problem:
+            self.plans[arm] = ArmPlan(problem, {}, {})
+            self.log.emit("teacher_live", arm=arm, reason=problem)
+        else:
             exchange(system, lambda at, frozen: self._cached(at, frozen, seed))
 
     def build(self, teacher: nn.Module) -> list[TeacherStore]:
@@ -154,19 +174,31 @@ class Answers:
             return
         kept = sum(store.nbytes for store, _ in self._stores.values()) / 1e6
         line = (
-            f"The teacher ran for {self._spent:.1f} s instead of about {saved:.1f} s: its answers "
-            f"({kept:.1f} MB) were kept and read {asked:,} times."
+            f"In this session the teacher ran for {self._spent:.1f} s instead of about "
+            f"{saved:.1f} s: its answers ({kept:.1f} MB) are kept, and {asked:,} batches read them."
         )
         self.log.emit("teacher_saved", batches=asked, seconds=saved, spent=self._spent, line=line)
 
-    def _why_live(self, arm: Arm, system: System) -> str:
+    def _why_live(self, arm: Arm, system: System, teacher: nn.Module | None) -> str:
         config, task = self.recipe.train, self.assembly.task
+        others = {f"teacher-{name}": each for name, each in self.assembly.teachers.items()}
+        known = {"teacher": teacher} | others
         if arm.learns_from:
             return "its teacher is another arm's student, another one for each seed"
         if reason := system.needs_live_teacher():
             return reason
-        if not _frozen(system):
+        if type(system).views is not System.views:
+            return "it shows the teacher a view of its own"
+        if not type(system).__module__.startswith("congener.") and not self.demanded:
+            return (
+                "whether a system of your own asks for answers alone is not known (a `cache` of "
+                "the recipe's own says so)"
+            )
+        frozen = _frozen(system)
+        if not frozen or any(each.model is not known.get(at) for at, each in frozen.items()):
             return f"its teacher is a {type(system.teacher).__name__} of its own"
+        if config.shard in ("teacher", "both") and not self.demanded:
+            return "it is cut into shards, and to be asked ahead it would have to fit on one device"
         if not self.views:
             return (
                 "each epoch augments anew (`train.views: 8` would give each sample eight views "
@@ -214,20 +246,26 @@ class Answers:
             fields = self.plans[name].fields
             more = {(at, f.name): _nbytes(f) for at, each in fields.items() for f in each}
             total = sum((used | more).values()) * self._answers
-            large = (
-                f"its answers would take {total / 1e9:.1f} GB (a `cache` of the recipe's own "
-                "keeps them)"
-            )
-            if reason or total > LIMIT:
-                self.plans[name] = ArmPlan(reason or large, {}, {})
+            if total > LIMIT:
+                reason_now = "(a `cache` of the recipe's own keeps them)"
+                live = reason or f"its answers would take {total / 1e9:.1f} GB {reason_now}"
+            else:
+                live = reason
+            if live:
+                self.plans[name] = ArmPlan(live, {}, {})
             else:
                 used |= more
 
-    def _cached(self, at: str, frozen: FrozenTeacher, seed: int) -> CachedTeacher:
+    def _open(
+        self, at: str, frozen: FrozenTeacher, seed: int
+    ) -> tuple[str, TeacherStore, FrozenTeacher]:
         key = at if self.assembly.task.augments is False else f"{at}-seed-{seed}"
         if key not in self._stores:
             self._stores[key] = self._store(at, key, frozen, seed)
-        store, asked = self._stores[key]
+        return key, *self._stores[key]
+
+    def _cached(self, at: str, frozen: FrozenTeacher, seed: int) -> CachedTeacher:
+        key, store, asked = self._open(at, frozen, seed)
         cached = CachedTeacher(store, frozen.taps, live=asked)
         self._given.append((cached, self._seconds[key]))
         return cached
@@ -271,13 +309,13 @@ class Answers:
         """Seconds that the live teacher takes for a training batch."""
         config = self.recipe.train
         accelerator = build_accelerator(config)
-        count = max(1, config.batch_size // accelerator.num_processes)
-        batch = self.assembly.sample(count, train=True)
+        count = max(1, config.batch_size // (accelerator.num_processes * config.accumulate))
+        batch = to_device(self.assembly.sample(count, train=True), accelerator.device)
         took = []
         for _ in range(TRIALS):
             started = time.perf_counter()
             with accelerator.autocast():
-                teacher(batch)
+                teacher(batch).logits.sum().item()  # which waits for a GPU
             took.append(time.perf_counter() - started)
         return statistics.median(took)
 
@@ -304,7 +342,7 @@ def exchange(system: System, answer: Callable[[str, FrozenTeacher], Any]) -> Non
     """
 
     def each(name: str, teacher: TeacherLike) -> TeacherLike:
-        if not isinstance(teacher, FrozenTeacher):
+        if type(teacher) is not FrozenTeacher or teacher.batch_statistics:
             return teacher
         found: TeacherLike = answer(name, teacher) or teacher
         return found

@@ -448,6 +448,8 @@ class _Progress:
         elif kind == "not_compiled":
             network = event.get("network", "student")
             self._console.print(Text(f"the {network} is not compiled: {event['reason']}"))
+        elif kind == "teacher_live":
+            self._console.print(Text(f"{event['arm']} asks the teacher live: {event['reason']}"))
         elif kind == "teacher_saved":
             self._console.print(Text(event["line"]))
         elif kind == "fit_finished":

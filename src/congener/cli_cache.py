@@ -1,5 +1,6 @@
 """``congener cache``: what a teacher said, kept: build it, look at it, check every byte of it."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from congener.errors import RunError
+from congener.shipped import recipe_path, shipped_recipes
 
 if TYPE_CHECKING:
     from congener.caching import Answers
@@ -38,7 +40,6 @@ def build(
     """Ask the teacher once about all that a run will read; what is there already stays."""
     from congener.recipe import load_recipe
     from congener.runner import keep_answers
-    from congener.shipped import recipe_path
 
     console = Console(highlight=False, soft_wrap=True)
     described = load_recipe(recipe_path(recipe), overrides or ())
@@ -46,13 +47,16 @@ def build(
 
     def show(event: dict[str, Any]) -> None:
         if event["event"] == "cache_build":
-            what = f"{event['samples']:,} samples in {event['views']} views"
+            what = f"{event['samples']:,} samples in {_views(event['views'])}"
             _say(console, f"Asking the teacher about {what}: {_size(event['bytes'])} on disk")
 
     answers = keep_answers(described, folder, trust=trust or (), observers=(show,))
     _print_plan(console, answers)
-    _print_stores(console, answers.folder)
-    _say(console, f"Go on with: congener run {recipe} --out {folder} --resume")
+    if any(not plan.live for plan in answers.plans.values()):
+        _print_stores(console, answers.folder)
+    words = ["congener", "run", recipe, *(overrides or ()), "--out", str(folder), "--resume"]
+    words += [word for package in trust or () for word in ("--trust", package)]
+    _say(console, f"Go on with: {shlex.join(words)}")
 
 
 @cache.command()
@@ -63,14 +67,13 @@ def info(
 ) -> None:
     """Show what stores hold; of a recipe, which arms would learn from one, and why others not."""
     console = Console(highlight=False, soft_wrap=True)
-    if Path(place).is_dir():
+    if Path(place).is_dir() and (any(_manifests(Path(place))) or place not in shipped_recipes()):
         _print_stores(console, Path(place))
         return
     from congener.assembly import Assembly
     from congener.caching import Answers
     from congener.recipe import load_recipe
     from congener.runlog import RunLog
-    from congener.shipped import recipe_path
 
     described = load_recipe(recipe_path(place), overrides or ())
     assembly = Assembly(described, trust or ())
@@ -109,26 +112,37 @@ def _print_plan(console: Console, answers: "Answers") -> None:
 
 
 def _print_stores(console: Console, folder: Path) -> None:
+    from congener.teachers.store import WITNESS
+
     for store in _stores(folder):
         facts = store.info()
         console.print(f"[bold]{escape(str(facts['folder']))}[/]")
         state = f"{facts['missing']} of {facts['shards']} files are missing"
-        _say(console, f"  {facts['samples']:,} samples, {facts['views']} views")
+        _say(console, f"  {facts['samples']:,} samples, {_views(facts['views'])}")
         _say(console, f"  {_size(facts['bytes'])}, {state if facts['missing'] else 'complete'}")
         for kind in ("fields", "identity", "versions"):
             for name, value in facts[kind].items():
+                if name == WITNESS:
+                    name, value = "sketch of the input", "4 bytes for each sample"
                 _say(console, f"  {name}: {value}")
 
 
 def _stores(folder: Path) -> list[Any]:
     from congener.teachers import TeacherStore
 
-    manifests = sorted(folder.glob("**/manifest.json"))
+    manifests = _manifests(folder)
     if not manifests:
         raise RunError(
-            f"There is no teacher store in {folder}; `congener cache build RECIPE` makes one."
+            f"There is no teacher store in {folder}; name a run folder, or make one with `congener "
+            "cache build RECIPE`."
         )
     return [TeacherStore.open(path.parent) for path in manifests]
+
+
+def _manifests(folder: Path) -> list[Path]:
+    """Those of a store, of a folder of stores, or of a run."""
+    places = ("manifest.json", "*/manifest.json", "cache/*/manifest.json")
+    return sorted(path for place in places for path in folder.glob(place))
 
 
 def _size(count: int) -> str:
@@ -136,6 +150,10 @@ def _size(count: int) -> str:
         if count >= each:
             return f"{count / each:.1f} {unit}"
     return f"{count / 1e3:.1f} kB"
+
+
+def _views(count: int) -> str:
+    return f"{count} view{'' if count == 1 else 's'}"
 
 
 def _say(console: Console, words: str) -> None:

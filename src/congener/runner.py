@@ -91,6 +91,7 @@ def execute(
     """
     started = time.time()
     runner = _begin(recipe, out, resume=resume, trust=trust, observers=observers)
+    runner.log.forget(event="run_finished")
     teacher = runner.teacher()
     runner.answers.plan(teacher)
     for arm in recipe.all_arms:
@@ -105,6 +106,7 @@ def execute(
     return Run(out, metrics if main else {})
 
 
+@company()
 def keep_answers(
     recipe: Recipe,
     out: Path,
@@ -152,7 +154,6 @@ def _begin(
     log = RunLog(out, observers) if main else RunLog(None)
     if main:
         write_text(out / "environment.json", json.dumps(environment(), indent=1))
-        log.forget(event="run_finished")
     if main and not log.length:
         log.emit("run_started", name=recipe.name, arms=list(recipe.all_arms), seeds=recipe.seeds)
     log.show("machine", processes=state.num_processes, device=state.device.type)

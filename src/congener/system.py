@@ -64,6 +64,10 @@ class System(nn.Module, ABC):
         """Why its teacher must run on each batch; empty where what it said before will do."""
         return ""
 
+    def needs_whole_weights(self) -> str:
+        """Why its weights cannot lie in shards between steps; empty where they can."""
+        return ""
+
     def stages(self) -> "Sequence[Stage]":
         """What must be done, in order, before this system is fitted: the engine's ``prepare``."""
         return ()

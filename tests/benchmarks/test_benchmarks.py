@@ -81,10 +81,10 @@ def test_race_takes_turns_and_goes_on_without_a_loop_that_fails() -> None:
         races.Ratio("sound", "ours", "plain", goal=1e9, faults_goal=-1),
         races.Ratio("broken", "broken", "plain", goal=1.0),
     ]
-    race = races.Race(loops, lines, alike={"ours": 1e-9, "broken": 1e-9}, rounds=2)
+    race = races.Race(loops, lines, alike={"ours": 1e-9, "broken": 1e-9}, rounds=2, starts=2)
     sound, broken = race.run(race.names)
     assert sound["ratio"] > 0
-    assert (sound["n"], sound["reached"], sound["goal"]) == (2, False, 1e9)
+    assert (sound["n"], sound["reached"], sound["goal"]) == (4, False, 1e9)
     assert sound["faults"] >= 0 > sound["faults_goal"]
     assert broken["reached"] is False
     assert broken["error"] == "broken: RuntimeError: no such loop"

@@ -40,14 +40,15 @@ def test_from_the_plan_to_the_run(
     out = str(tmp_path / "run")
     said = congener("cache", "build", str(recipe), "--out", out)
     assert (said.code, said.err) == (0, "")
-    assert "Asking the teacher about 300 samples in 1 views: " in said.out
-    assert "300 samples, 1 views" in said.out
+    assert "Asking the teacher about 300 samples in 1 view: " in said.out
+    assert "300 samples, 1 view" in said.out
     assert f"Go on with: congener run {recipe} --out {out} --resume" in said.out
 
     assert congener("cache", "verify", out).out.endswith("every byte as it was written\n")
     said = congener("run", str(recipe), "--out", out, "--resume")
     assert said.code == 0
-    assert "The teacher ran for 0.0 s instead of about" in said.err.replace("\n", " ")
+    said_on_the_way = said.err.replace("\n", " ")
+    assert "In this session the teacher ran for 0.0 s instead of about" in said_on_the_way
 
 
 def test_damage_is_found_and_mended(congener, recipe: Path, tmp_path: Path) -> None:
@@ -78,3 +79,25 @@ def test_a_demand_that_cannot_be_met_is_one_sentence(congener, recipe: Path) -> 
 
 def test_a_folder_without_a_store(congener, tmp_path: Path) -> None:
     refused(congener("cache", "verify", str(tmp_path)), "There is no teacher store in")
+
+
+def test_the_way_on_repeats_what_was_asked(congener, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = congener("cache", "build", str(recipe), "train.epochs=9", "--out", str(out))
+    way = said.out.splitlines()[-1].removeprefix("Go on with: congener ")
+    assert congener(*way.split()).code == 0
+    logged = (out / "events.jsonl").read_text()
+    assert congener("cache", "build", *way.split()[1:-1]).code == 0
+    assert (out / "events.jsonl").read_text() == logged  # a finished run stays finished
+
+
+def test_where_nothing_is_kept(congener, recipe: Path, tmp_path: Path) -> None:
+    said = congener("cache", "build", str(recipe), "train.epochs=1", "--out", str(tmp_path / "run"))
+    assert said.code == 0
+    assert "which does not pay" in said.out
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_manifest_of_something_else(congener, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"name": "a web page"}')
+    refused(congener("cache", "info", str(tmp_path)), "is of no teacher store, or damaged")

@@ -19,10 +19,10 @@ import congener.systems
 from congener.caching import exchange
 from congener.engine import FitConfig, build_store, fields_of, fit, load_weights, prepare
 from congener.engine.feed import size
-from congener.errors import Interrupted
+from congener.errors import Interrupted, RecipeError
 from congener.runlog import RunLog
 from congener.system import System
-from congener.systems import Distillation
+from congener.systems import BackwardKD, Distillation
 from congener.teachers import CachedTeacher, FrozenTeacher, TeacherStore, fingerprint
 from congener.types import Progress
 
@@ -139,6 +139,31 @@ def test_kept_answers_train_as_the_teacher_does(case: SystemCase, tmp_path: Path
     if system.teacher is None or system.needs_live_teacher():
         return
     assert trained(kept=True) == trained(kept=False)
+
+
+@pytest.mark.slow
+@CASES
+def test_a_student_in_shards_is_the_whole_one(case: SystemCase, tmp_path: Path) -> None:
+    def losses(rank: int) -> list[list[float]]:
+        found = []
+        for shard in ("none", "student"):
+            task = case.task()
+            torch.manual_seed(0)
+            system = case.build(task, case.student(), case.teacher())
+            config = CONFIG.model_copy(update={"steps": 4, "drop_last": True, "shard": shard})
+            prepare(system, task, config)
+            events: list[dict[str, Any]] = []
+            data = {"train": task.splits["train"], "test": task.splits["test"]}
+            if shard == "student" and system.needs_whole_weights():
+                with pytest.raises(RecipeError, match="cannot be cut into shards: it copies"):
+                    fit(system, task, config, **data)
+                return [[], []]
+            fit(system, task, config, **data, log=RunLog(None, (events.append,)))
+            found.append([e["total"] for e in events if e["event"] == "step"])
+        return found
+
+    for whole, cut in in_two_processes(tmp_path, losses):
+        assert cut == pytest.approx(whole, rel=1e-3 if BackwardKD.__name__ in case.covers else 1e-6)
 
 
 def test_a_system_says_why_its_teacher_must_be_live() -> None:

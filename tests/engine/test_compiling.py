@@ -10,7 +10,7 @@ import torch
 from tests.contract.systems_cases import SYSTEMS, SystemCase
 from tests.engine.test_loop import config, train
 from tests.systems.tiny import TinyTask, student_net, teacher_net
-from torch import nn
+from torch import Tensor, nn
 
 import congener.engine.compiling
 from congener.engine import FitConfig, fit, prepare
@@ -140,6 +140,43 @@ def test_what_cannot_be_compiled_is_trained_as_it_is(monkeypatch: pytest.MonkeyP
     assert "no compiler found" in told["reason"]
     assert "\n" not in told["reason"]
     assert build.student._compiled_call_impl is None
+
+
+class Broken(nn.Module):
+    """Compiled in two pieces; the statistics of the first have moved when the second fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        torch._dynamo.graph_break()
+        result: Tensor = self.last(x).relu()
+        return result
+
+
+def test_a_compiler_that_fails_midway_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        compiled.append(1)
+        if len(compiled) == 2:
+            raise RuntimeError("cannot lower this")
+        return graph.forward
+
+    monkeypatch.setattr(congener.engine.compiling, "OPTIONS", {"backend": backend})
+    ends = []
+    for asked in (False, True):
+        build = Distillation(Broken(), None, [], task=TinyTask())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            events = fitted(build, config(compile=asked, steps=3))
+        ends.append(fingerprint(build))
+    assert ends[0] == ends[1]
+    assert named(events, "not_compiled")
 
 
 def test_a_fit_that_goes_on_is_the_straight_one_and_tells_it_once(

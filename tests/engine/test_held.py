@@ -189,3 +189,26 @@ def test_tensors_of_a_user_are_held_and_give_what_they_gave() -> None:
         same(feed(train, task=task), feed(Plain(given), task=task))
     for other in (TensorDataset(IMAGES.half(), LABELS), Subset(given, [1, 2])):
         assert in_memory(other) is other
+
+
+def test_a_device_that_does_not_tell_its_memory_gets_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def silent(_: torch.device) -> tuple[int, int]:
+        raise RuntimeError("getMemoryInfo is not implemented for this allocator yet.")
+
+    monkeypatch.setattr(torch.accelerator, "get_memory_info", silent)
+    assert resident(PART, torch.device("meta")) is PART
+
+
+class Table(Plain):
+    """Its columns are names."""
+
+    columns = ("image", "labels")
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
+def test_columns_that_are_no_tensors_are_not_held() -> None:
+    assert held(Table(DATA)) is None

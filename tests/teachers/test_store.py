@@ -169,7 +169,9 @@ def test_a_damaged_manifest(tmp_path, text) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text, errors="surrogateescape")
     for reader in (TeacherStore.open, create):
-        with pytest.raises(DataError, match=r"manifest.json is damaged.*remove that file and run"):
+        with pytest.raises(
+            DataError, match=r"manifest.json is .*damaged.*remove that file and run"
+        ):
             reader(tmp_path)
     path.unlink()  # as the sentence says
     assert right(create(tmp_path), torch.arange(SAMPLES), 1)
@@ -414,7 +416,7 @@ def test_a_disk_that_is_too_small(tmp_path, monkeypatch) -> None:
         monkeypatch.setattr(stores.shutil, "disk_usage", lambda path: usage)
 
     with_free(needed + stores.SPARE - 1)
-    with pytest.raises(RunError, match=r"needs 0.0 MB more, but its disk has 1.1 MB free; name a "):
+    with pytest.raises(RunError, match=r"needs 1.1 MB, but its disk has 1.1 MB free; name a "):
         store.check_room()
     with pytest.raises(RunError, match="needs"):
         create(tmp_path / "two")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 __all__ = ["keep_memory"]
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # malloc.h
-LARGEST = 2**31 - 1
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+NEVER = -1
 
 
 def keep_memory(tell: Callable[..., None]) -> None:
@@ -18,7 +18,7 @@ def keep_memory(tell: Callable[..., None]) -> None:
     """
     library, _ = platform.libc_ver()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if library == "glibc" else None
-    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST))
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER))
     if mallopt is None or not all(mallopt(*setting) for setting in settings):
         reason = f"the C library is {library or platform.system()}, not glibc"
         tell("memory_not_kept", reason=reason)

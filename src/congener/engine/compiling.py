@@ -125,24 +125,44 @@ def _try(
     """Of each batch, what a step observes and a gradient of it; the system stays as it is."""
     buffers = {name: value.clone() for name, value in system.named_buffers()}
     learning = [parameter for parameter in system.parameters() if parameter.requires_grad]
-    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
     results: list[Tensor] = []
-    for batch in batches:
-        with torch.random.fork_rng(devices=cuda), accelerator.autocast():
-            seen = system.views(batch, progress)
-            if config.accumulate > 1:
-                with torch.no_grad():
-                    system.observe(seen)
-            observed = system.observe(seen)
-        outputs = [x for x in (observed.logits, *observed.features.values()) if x.requires_grad]
-        gradients = torch.autograd.grad(
-            [output.float().square().mean() for output in outputs], learning, allow_unused=True
-        )
-        gradient = torch.cat([each.flatten() for each in gradients if each is not None])
-        results += [*(output.detach() for output in outputs), gradient]
-        for name, value in system.named_buffers():
-            value.detach().copy_(buffers[name])
+    try:
+        for batch in batches:
+            results += _tried(system, batch, progress, config, accelerator, learning)
+            _put_back(system, buffers)
+    finally:
+        _put_back(system, buffers)
     return results
+
+
+def _tried(
+    system: System,
+    batch: Batch,
+    progress: Progress,
+    config: FitConfig,
+    accelerator: Accelerator,
+    learning: list[nn.Parameter],
+) -> list[Tensor]:
+    """What a step observes of a batch, and a gradient of it."""
+    cuda = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda), accelerator.autocast():
+        seen = system.views(batch, progress)
+        if config.accumulate > 1:
+            with torch.no_grad():
+                system.observe(seen)
+        observed = system.observe(seen)
+    outputs = [x for x in (observed.logits, *observed.features.values()) if x.requires_grad]
+    gradients = torch.autograd.grad(
+        [output.float().square().mean() for output in outputs], learning, allow_unused=True
+    )
+    gradient = torch.cat([each.flatten() for each in gradients if each is not None])
+    return [*(output.detach() for output in outputs), gradient]
+
+
+def _put_back(system: System, buffers: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in system.named_buffers():
+            value.copy_(buffers[name])
 
 
 def _difference(found: Tensor, wanted: Tensor) -> float:

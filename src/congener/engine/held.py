@@ -64,8 +64,12 @@ def held(dataset: Dataset[Any]) -> Held | None:
         places = torch.as_tensor(dataset.indices, dtype=torch.int64)
         return Held(inner.columns, places if inner.positions is None else inner.positions[places])
     reads = [kind for kind in type(dataset).__mro__ if "__getitems__" in vars(kind)]
-    indexes = bool(reads) and "columns" in vars(reads[0])
-    return Held(getattr(dataset, "columns")) if indexes else None  # noqa: B009
+    columns = getattr(dataset, "columns", None) if reads and "columns" in vars(reads[0]) else None
+    if not isinstance(columns, Mapping) or not columns:
+        return None
+    rows: int = len(dataset)  # type: ignore[arg-type]
+    fits = all(isinstance(value, Tensor) and len(value) == rows for value in columns.values())
+    return Held(columns) if fits else None
 
 
 def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
@@ -74,5 +78,8 @@ def resident(dataset: Dataset[Any], device: torch.device) -> Dataset[Any]:
     if found is None or device.type == "cpu":
         return dataset
     need = sum(column.nbytes for column in found.columns.values())
-    free, _ = torch.accelerator.get_memory_info(device)
+    try:
+        free, _ = torch.accelerator.get_memory_info(device)
+    except RuntimeError:  # not every kind of device tells
+        return dataset
     return found.to(device) if need * SHARE <= free else dataset

@@ -30,7 +30,14 @@ from congener.engine.held import resident
 from congener.engine.machine import any_process, build_accelerator, check_together, interrupts
 from congener.engine.optim import build_optimizer, build_schedule
 from congener.engine.samplers import check_groups
-from congener.engine.shards import hand_back, load_optimizer, load_system, prepare_system, sharded
+from congener.engine.shards import (
+    gather,
+    hand_back,
+    load_optimizer,
+    load_system,
+    prepare_system,
+    sharded,
+)
 from congener.engine.teaching import instruct
 from congener.errors import CheckpointError, Interrupted
 from congener.runlog import RunLog
@@ -151,6 +158,7 @@ def fit(
         for buffer in system.student.buffers() if world > 1 else ():
             broadcast(buffer)  # the first process' statistics, which are the ones that are saved
         guard.read()
+        gather(system)
         with as_written():
             figures = evaluate(
                 system.student, task, test, accelerator,

@@ -75,7 +75,7 @@ def on_first(action: Callable[[], R]) -> R:
     if not joined or dist.get_rank() == 0:
         try:
             outcome[0] = action()
-        except CongenerError as error:
+        except (CongenerError, OSError) as error:
             outcome[1] = error
     if joined:
         dist.broadcast_object_list(outcome)

@@ -30,7 +30,15 @@ from congener.taps import bare
 from congener.task import Task
 from congener.teachers import FrozenTeacher
 
-__all__ = ["hand_back", "load_optimizer", "load_system", "prepare_system", "sharded", "whole"]
+__all__ = [
+    "gather",
+    "hand_back",
+    "load_optimizer",
+    "load_system",
+    "prepare_system",
+    "sharded",
+    "whole",
+]
 
 UNIT = 1_000_000  # parameters below which a part of a teacher is not gathered by itself
 
@@ -49,8 +57,17 @@ def sharded(system: System, task: Task, config: FitConfig, accelerator: Accelera
     """
     if config.shard == "none" or accelerator.num_processes == 1:
         return system
+    reason = system.needs_whole_weights()
+    if reason and config.shard in ("student", "both"):
+        raise RecipeError(
+            f"The system's weights cannot be cut into shards: {reason}; set `shard` to 'none' or "
+            "'teacher'."
+        )
     networks = _networks(system.teacher) if config.shard in ("teacher", "both") else []
-    shared = (task,) if networks else (task, system.teacher)
+    shared: list[Any] = [task]
+    if not networks:  # the teacher, and its network wherever a system holds parts of it
+        answering = getattr(system.teacher, "networks", ())
+        shared += [system.teacher, *(part for n in answering for part in n.model.modules())]
     memo: dict[int, Any] = {id(each): each for each in shared}
     copy = deepcopy(system, memo).to(accelerator.device)
     for value in copy.state_dict().values():
@@ -62,8 +79,8 @@ def sharded(system: System, task: Task, config: FitConfig, accelerator: Accelera
                 fully_shard(unit, mesh=mesh)
             fully_shard(network, mesh=mesh)
         if config.shard in ("student", "both"):
-            for module in (copy.student, copy):
-                fully_shard(module, mesh=mesh, reshard_after_forward=False)
+            # In one piece, for a system may call parts of the student and not the student.
+            fully_shard(copy, mesh=mesh, reshard_after_forward=False)
     except ValueError as error:
         raise RecipeError(
             f"The networks cannot be cut into shards ({error}); set `shard` to 'none'."
@@ -78,6 +95,12 @@ def prepare_system(
     cut = isinstance(system, FSDPModule)
     module = accelerator.prepare_model(system, evaluation_mode=cut)
     return module, accelerator.prepare_optimizer(optimizer)
+
+
+def gather(system: System) -> None:
+    """Have the weights whole until the next step, for a student that runs by itself."""
+    if isinstance(system, FSDPModule):
+        system.unshard()
 
 
 def hand_back(trained: System, system: System) -> None:

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from congener.engine.config import FitConfig
 from congener.engine.feed import epoch_batches, seeded, size, to_device
+from congener.engine.machine import on_first
 from congener.errors import RecipeError
 from congener.system import TeacherLike
 from congener.task import Task
@@ -205,7 +206,9 @@ def _run_as(
     import onnxruntime
 
     words = f"int8 (onnxruntime {onnxruntime.__version__}, {len(seen)} batches)"
-    network.run_as(way, words, instead=quantised(network.model, network.taps, seen, folder))
+    network.run_as(
+        way, words, instead=quantised(network.model, network.taps, seen, folder, once=on_first)
+    )
 
 
 def _named(said: Outputs, before: str = "") -> dict[str, Tensor]:

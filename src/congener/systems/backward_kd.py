@@ -152,6 +152,10 @@ class BackwardKD(System):
         """The hyper-parameters."""
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
 
+    def needs_whole_weights(self) -> str:
+        """By epochs, a copy of the student is climbed."""
+        return "" if self.climbed is None else "it copies the student within a step"
+
     def needs_live_teacher(self) -> str:
         """What the teacher is asked changes with every step."""
         return (

@@ -84,7 +84,7 @@ class CachedTeacher:
             f"in this batch, in view {batch.get('view', 0)}, and so {len(others)} of its "
             f"{len(kept)} samples: the data, their order, the transform, the seed or the number of "
             "views is another, or the data set draws random numbers of its own; build the store "
-            "anew in another folder, or ask the teacher live."
+            "anew in another folder, or set `cache: off`."
         )
 
     def _compare(self, live: FrozenTeacher, batch: Batch, outputs: Outputs) -> None:

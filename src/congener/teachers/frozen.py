@@ -75,6 +75,8 @@ class FrozenTeacher:
             instead: what runs in place of the network, for int8.
         """
         network: Any = self.model
+        if isinstance(getattr(self, "_read", None), Taps):
+            self._read.close()
         if way.channels_last or way.compiled:
             network = deepcopy(network)
         if way.channels_last:

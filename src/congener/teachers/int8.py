@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -101,6 +102,7 @@ def quantised(
     paths: Sequence[str],
     requests: Sequence[Request],
     folder: Path | None = None,
+    once: Callable[[Callable[[], bytes]], bytes] = lambda make: make(),
 ) -> Int8:
     """A network in int8.
 
@@ -109,6 +111,7 @@ def quantised(
         paths: taps.
         requests: what it is called with on samples of two rows or more, by which ranges are set.
         folder: where the graph is kept, or found if it was made of the same before.
+        once: has one process make the graph for all of them.
 
     Raises:
         CheckpointError: a kept graph that cannot be read.
@@ -124,13 +127,19 @@ def quantised(
     path = None
     if folder is not None:
         path = folder / f"teacher-int8-{_key(network, paths, samples)}.onnx"
+    made = once(partial(_kept_graph, tapped, samples, path))
+    try:
+        return Int8(made, tapped.answer, paths)
+    except Exception as error:  # onnxruntime's have no class in common
+        if path is None:
+            raise
+        raise CheckpointError(f"{path} is damaged; remove it, and it will be made anew.") from error
+
+
+def _kept_graph(tapped: "_Tapped", samples: Sequence[list[Tensor]], path: Path | None) -> bytes:
+    """The graph as it was kept, or made now and kept."""
     if path is not None and path.exists():
-        try:
-            return Int8(path.read_bytes(), tapped.answer, paths)
-        except Exception as error:  # onnxruntime's have no class in common
-            raise CheckpointError(
-                f"{path} is damaged; remove it, and it will be made anew."
-            ) from error
+        return path.read_bytes()
     with TemporaryDirectory() as scratch, _quietly():
         graph = _graph(tapped, samples, Path(scratch))
     if path is not None:
@@ -138,7 +147,7 @@ def quantised(
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         draft.write_bytes(graph)
         draft.replace(path)
-    return Int8(graph, tapped.answer, paths)
+    return graph
 
 
 class _Tapped(nn.Module):

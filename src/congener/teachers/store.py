@@ -37,6 +37,7 @@ WITNESS = ":witness"
 
 FORMAT = "1"
 SHARD_BYTES = 64 << 20
+OPEN = 256  # files that a process has open at most; ours
 SPARE = 1 << 20  # bytes of a disk that a store leaves free
 
 
@@ -152,7 +153,11 @@ class TeacherStore:
             raise DataError(
                 f"{folder} holds no teacher store; run `congener cache build` first."
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is of no teacher store, or damaged; name another folder, or {way_out}"
+            ) from error
+        except (OSError, ValueError) as error:
             raise DataError(f"{path} is damaged, or cannot be read ({error}); {way_out}") from error
         if not sound:
             raise DataError(f"{path} is damaged: it is not what was written; {way_out}")
@@ -201,8 +206,8 @@ class TeacherStore:
         free = shutil.disk_usage(place).free
         if needed and needed + SPARE > free:
             raise RunError(
-                f"The teacher store {self.folder} needs {needed / 1e6:,.1f} MB more, but its disk "
-                f"has {free / 1e6:,.1f} MB free; name a folder on a larger one, or keep less "
+                f"The teacher store {self.folder} needs {(needed + SPARE) / 1e6:,.1f} MB, but its "
+                f"disk has {free / 1e6:,.1f} MB free; name a folder on a larger one, or keep less "
                 "(fewer views, dtype fp16, top_k)."
             )
 
@@ -356,6 +361,8 @@ class TeacherStore:
         """The file with a number within its view."""
         found = self._files.get((view, number))
         if found is None:
+            if len(self._files) >= OPEN:
+                self._files.pop(next(iter(self._files)))
             shard = self.shards[view * (len(self.shards) // self.views) + number]
             layout = self._layout(shard)
             found = ShardFile(self.path(shard), layout, forgotten=self._forgotten)

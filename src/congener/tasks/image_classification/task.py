@@ -106,7 +106,7 @@ class ImageClassification(Task):
         task._draw_views(torch.zeros_like(image), augment, strong)
         if task._augment is not augmentations.none or strong is not None:
             task.augments = True
-        elif isinstance(train, TensorDataset):
+        elif type(train) is TensorDataset:
             task.augments = False
         return task
 
