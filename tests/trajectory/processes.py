@@ -1,5 +1,6 @@
 """Run a function in processes that know each other, as a launcher would start them."""
 
+import multiprocessing
 import os
 import socket
 import traceback
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-__all__ = ["in_processes", "in_two_processes"]
+__all__ = ["in_a_fork", "in_processes", "in_two_processes"]
 
 
 def in_two_processes(folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -59,3 +60,21 @@ def _work(
     except BaseException:
         traceback.print_exc()
         raise
+
+
+def in_a_fork(action: Callable[[], Any]) -> Any:
+    """What an action returns in a process of its own, whose allocator or settings it may change."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        sender.send(action())
+
+    process = context.Process(target=work)
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()

@@ -98,6 +98,7 @@ def test_the_teacher_never_runs_again(teacher, tmp_path, monkeypatch) -> None:
     assert 1024 <= sum(calls) < 1700
 
 
+@pytest.mark.slow
 def test_two_processes_read_what_one_built(teacher, tmp_path) -> None:
     described = recipe(
         teacher, task=DRAWN, train={"views": 2}, cache={"folder": str(tmp_path / "c")}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engine.test_allocator import in_a_fork
+from tests.trajectory.processes import in_a_fork
 from tests.trajectory.whole_runs import events, weights
 from torch import nn
 from torch.utils.data import TensorDataset

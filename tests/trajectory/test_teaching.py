@@ -28,6 +28,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_int8_in_a_run(recipe: Path, tmp_path: Path) -> None:
     _, shown = finish(start(recipe, tmp_path / "run"))
     told = [event for event in events(tmp_path / "run") if event["event"] == "teacher_error"]
