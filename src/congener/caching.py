@@ -6,13 +6,12 @@ exact, or does not pay, the teacher stays live, and the reason is told.
 """
 
 import hashlib
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from accelerate.utils import gather_object
 from torch import nn
@@ -38,6 +37,7 @@ from congener.teachers import (
     TeacherGroup,
     TeacherStore,
     fingerprint,
+    structure,
 )
 
 __all__ = ["Answers", "ArmPlan"]
@@ -65,6 +65,14 @@ class ArmPlan:
     taps: dict[str, tuple[str, ...]]
 
 
+class _Kept(NamedTuple):
+    """A complete store, the teacher it stands for, and what a batch would cost that one."""
+
+    store: TeacherStore
+    live: FrozenTeacher
+    seconds: float
+
+
 class Answers:
     """The stores of one run.
 
@@ -81,10 +89,9 @@ class Answers:
         self.spec = recipe.cache if isinstance(recipe.cache, CacheSpec) else CacheSpec()
         self.folder, self.stages = self.spec.folder or folder / "cache", folder / "stages"
         self.plans: dict[str, ArmPlan] = {}
-        self._stores: dict[str, tuple[TeacherStore, FrozenTeacher]] = {}
+        self._stores: dict[str, _Kept] = {}
         self._given: list[tuple[CachedTeacher, float]] = []
         self._spent = 0.0
-        self._seconds: dict[str, float] = {}
 
     @property
     def views(self) -> int:
@@ -159,12 +166,11 @@ class Answers:
         else:
             exchange(system, lambda at, frozen: self._cached(at, frozen, seed))
 
-    def build(self, teacher: nn.Module) -> list[TeacherStore]:
+    def build(self, teacher: nn.Module) -> None:
         """Ask the teacher for everything that the fits of all seeds will read."""
         for name in [name for name, plan in self.plans.items() if not plan.live]:
             for seed in self.recipe.seeds:
                 self.give(self.assembly.sketch(name, teacher), name, seed)
-        return [store for store, _ in self._stores.values()]
 
     def tell(self) -> None:
         """Record how much teacher time the kept answers saved in this session."""
@@ -172,10 +178,10 @@ class Answers:
         saved = sum(cached.batches * each for cached, each in self._given)
         if saved - self._spent < WORTH_TELLING:
             return
-        kept = sum(store.nbytes for store, _ in self._stores.values()) / 1e6
+        space = sum(kept.store.nbytes for kept in self._stores.values()) / 1e6
         line = (
-            f"In this session the teacher ran for {self._spent:.1f} s instead of about "
-            f"{saved:.1f} s: its answers ({kept:.1f} MB) are kept, and {asked:,} batches read them."
+            f"In this session the teacher ran for {self._spent:.1f} s instead of about {saved:.1f} "
+            f"s: its answers ({space:.1f} MB) are kept, and {asked:,} batches read them."
         )
         self.log.emit("teacher_saved", batches=asked, seconds=saved, spent=self._spent, line=line)
 
@@ -244,36 +250,31 @@ class Answers:
         used: dict[tuple[str, str], int] = {}
         for name in kept:
             fields = self.plans[name].fields
-            more = {(at, f.name): _nbytes(f) for at, each in fields.items() for f in each}
+            more = {(at, f.name): f.nbytes for at, each in fields.items() for f in each}
             total = sum((used | more).values()) * self._answers
-            if total > LIMIT:
-                reason_now = "(a `cache` of the recipe's own keeps them)"
-                live = reason or f"its answers would take {total / 1e9:.1f} GB {reason_now}"
-            else:
-                live = reason
-            if live:
-                self.plans[name] = ArmPlan(live, {}, {})
+            large = (
+                f"its answers would take {total / 1e9:.1f} GB (a `cache` of the recipe's own "
+                "keeps them)"
+            )
+            if reason or total > LIMIT:
+                self.plans[name] = ArmPlan(reason or large, {}, {})
             else:
                 used |= more
 
-    def _open(
-        self, at: str, frozen: FrozenTeacher, seed: int
-    ) -> tuple[str, TeacherStore, FrozenTeacher]:
+    def _open(self, at: str, frozen: FrozenTeacher, seed: int) -> _Kept:
         key = at if self.assembly.task.augments is False else f"{at}-seed-{seed}"
         if key not in self._stores:
             self._stores[key] = self._store(at, key, frozen, seed)
-        return key, *self._stores[key]
+        return self._stores[key]
 
     def _cached(self, at: str, frozen: FrozenTeacher, seed: int) -> CachedTeacher:
-        key, store, asked = self._open(at, frozen, seed)
-        cached = CachedTeacher(store, frozen.taps, live=asked)
-        self._given.append((cached, self._seconds[key]))
+        kept = self._open(at, frozen, seed)
+        cached = CachedTeacher(kept.store, frozen.taps, live=kept.live)
+        self._given.append((cached, kept.seconds))
         return cached
 
-    def _store(
-        self, at: str, key: str, frozen: FrozenTeacher, seed: int
-    ) -> tuple[TeacherStore, FrozenTeacher]:
-        """The store of a teacher with all that any arm reads, complete, and whom it stands for."""
+    def _store(self, at: str, key: str, frozen: FrozenTeacher, seed: int) -> _Kept:
+        """The store of a teacher with all that any arm reads."""
         task, config = self.assembly.task, self.recipe.train
         train, drawn = task.splits["train"], task.augments is not False
         plans = [plan for plan in self.plans.values() if not plan.live and at in plan.fields]
@@ -288,7 +289,7 @@ class Answers:
         seen = data_fingerprint(task, train, train=True, seed=seed if drawn else 0, labels=False)
         identity = {
             "teacher weights": fingerprint(frozen.model)[:16],
-            "teacher network": _hashed(re.sub(r" at 0x[0-9a-f]+", "", repr(frozen.model))),
+            "teacher network": _hashed(structure(frozen.model)),
             "precision": asked.manner,
             "data set": data_fingerprint(task, train, train=False, labels=False).hex()[:16],
             "training views": seen.hex()[:16],
@@ -301,9 +302,9 @@ class Answers:
         started = time.perf_counter()
         build_store(store, asked, task, train, config, seed=seed, log=self.log)
         self._spent += time.perf_counter() - started
-        self._seconds[key] = self._cost(asked)
+        seconds = self._cost(asked)
         frozen.model.cpu()
-        return store, asked
+        return _Kept(store, asked, seconds)
 
     def _cost(self, teacher: FrozenTeacher) -> float:
         """Seconds that the live teacher takes for a training batch."""
@@ -325,10 +326,6 @@ def _frozen(system: System) -> dict[str, FrozenTeacher]:
     found: dict[str, FrozenTeacher] = {}
     exchange(system, lambda at, frozen: found.update({at: frozen}))
     return found
-
-
-def _nbytes(field: Field) -> int:
-    return sum(part.nbytes for part in field.parts)
 
 
 def _hashed(text: str) -> str:

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from congener.cli_cache import cache
 from congener.cli_plan import plan
+from congener.cli_words import Overrides, Trust, run_command, trusting
 from congener.errors import (
     CongenerError,
     Interrupted,
@@ -43,14 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Distil a small network that keeps the similarities a large one sees.",
 )
-
-Trust = Annotated[
-    list[str] | None, typer.Option(help="A package whose code the recipe may name; repeatable.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to the recipe, such as train.lr=0.01.")
-]
-
 
 app.command()(plan)
 app.add_typer(cache, name="cache")
@@ -102,8 +95,7 @@ def run(
     path = recipe_path(recipe)
     described = load_recipe(path, overrides or [])
     folder = out or Path("runs") / described.name
-    fresh = ["congener", "run", recipe, *(overrides or []), "--out", str(folder)]
-    fresh += [word for package in trust or [] for word in ("--trust", package)]
+    fresh = run_command(recipe, overrides, folder, trust)
     with _resumable(folder, fresh), _Progress() as progress:
         finished = api.run(
             described, out=folder, resume=resume, trust=trust or [],
@@ -172,7 +164,7 @@ def bench(
 
     words = ["congener", "bench", *recipes, "--out", str(out)]
     words += ["--records", str(records), "--holdout", str(holdout)]
-    words += [word for package in trust or [] for word in ("--trust", package)]
+    words += trusting(trust)
     described = [load_recipe(recipe_path(recipe), []) for recipe in recipes]
     with _resumable(out, words), _Progress() as progress:
         found = compare(

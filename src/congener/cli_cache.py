@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from congener.cli_words import Overrides, Trust, run_command
 from congener.errors import RunError
 from congener.shipped import recipe_path, shipped_recipes
 
@@ -21,13 +22,6 @@ cache = typer.Typer(
     pretty_exceptions_enable=False,
     help="What the teacher said about each view of each sample, kept on disk.",
 )
-
-Trust = Annotated[
-    list[str] | None, typer.Option(help="A package whose code the recipe may name; repeatable.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Changes to the recipe, such as train.views=8.")
-]
 
 
 @cache.command()
@@ -54,9 +48,8 @@ def build(
     _print_plan(console, answers)
     if any(not plan.live for plan in answers.plans.values()):
         _print_stores(console, answers.folder)
-    words = ["congener", "run", recipe, *(overrides or ()), "--out", str(folder), "--resume"]
-    words += [word for package in trust or () for word in ("--trust", package)]
-    _say(console, f"Go on with: {shlex.join(words)}")
+    way = shlex.join([*run_command(recipe, overrides, folder, trust), "--resume"])
+    _say(console, f"Go on with: {way}")
 
 
 @cache.command()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from congener.naming import expected
 from congener.runlog import RunLog
 from congener.system import FitStage, Stage, SurveyStage, TeacherLike
 from congener.task import Task
-from congener.teachers import fingerprint
+from congener.teachers import fingerprint, structure
 from congener.types import Batch, Progress
 
 __all__ = ["check_stage", "data_fingerprint", "prepare", "stage_path"]
@@ -245,9 +244,7 @@ def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str
     """A hash of all that the result of a stage depends on."""
     digest = hashlib.sha256(stage.name.encode())
     for network in stage.depends:
-        # Beside the weights what has none, such as the size that a bridge gives images.
-        shape = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
-        digest.update(f"{fingerprint(network)}{shape}".encode())
+        digest.update(f"{fingerprint(network)}{structure(network)}".encode())
     if isinstance(stage, FitStage):
         shapes = {name: list(v.shape) for name, v in stage.system.state_dict().items()}
         settings = _settings(stage, config).model_dump(mode="json")

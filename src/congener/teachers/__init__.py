@@ -3,7 +3,7 @@
 from congener.teachers.bridge import Bridge, Preprocessing, bridge
 from congener.teachers.cached import CachedTeacher
 from congener.teachers.formats import Field
-from congener.teachers.frozen import FrozenTeacher, fingerprint
+from congener.teachers.frozen import FrozenTeacher, fingerprint, structure
 from congener.teachers.group import TeacherGroup
 from congener.teachers.manner import Manner
 from congener.teachers.store import TeacherStore
@@ -19,4 +19,5 @@ __all__ = [
     "TeacherStore",
     "bridge",
     "fingerprint",
+    "structure",
 ]

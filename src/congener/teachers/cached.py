@@ -110,7 +110,7 @@ class CachedTeacher:
             raise StaleCache(
                 f"The teacher does not say what it said when {self.store.folder} was built: "
                 f"{name!r} differ by {apart:.2g} of their norm; build the store anew in another "
-                "folder, or ask the teacher live."
+                "folder, or set `cache: off`."
             )
 
 

@@ -123,6 +123,11 @@ class Field:
             Part(f"{self.name} indices", number, (*outer, self.top_k)),
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one sample."""
+        return sum(part.nbytes for part in self.parts)
+
     def encode(self, value: Tensor) -> dict[str, Tensor]:
         """The parts of some rows, by name.
 

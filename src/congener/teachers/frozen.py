@@ -1,6 +1,7 @@
 """A live teacher, frozen by construction."""
 
 import hashlib
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -17,7 +18,7 @@ from congener.types import Batch, Outputs
 if TYPE_CHECKING:
     from congener.teachers.int8 import Int8
 
-__all__ = ["FrozenTeacher", "fingerprint"]
+__all__ = ["FrozenTeacher", "fingerprint", "structure"]
 
 
 class FrozenTeacher:
@@ -139,3 +140,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def structure(model: nn.Module) -> str:
+    """What a network is beside its weights, such as the size that a bridge gives images."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(model))

@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from congener.errors import CheckpointError, RecipeError
 from congener.taps import Taps
-from congener.teachers.frozen import fingerprint
+from congener.teachers.frozen import fingerprint, structure
 
 __all__ = ["Int8", "Request", "check_int8", "quantised"]
 
@@ -217,9 +216,7 @@ def _key(network: nn.Module, paths: Sequence[str], samples: Sequence[list[Tensor
     digest = hashlib.sha256(repr((tuple(paths), PRODUCTS)).encode())
     for package in ("torch", "onnxruntime", "onnxscript"):
         digest.update(f"{package} {metadata.version(package)}".encode())
-    # Beside the weights what has none, such as the size that a bridge gives images.
-    shape = re.sub(r" at 0x[0-9a-f]+", "", repr(network))
-    digest.update(f"{fingerprint(network)}{shape}".encode())
+    digest.update(f"{fingerprint(network)}{structure(network)}".encode())
     for tensors in samples:
         for x in tensors:
             digest.update(x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

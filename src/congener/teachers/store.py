@@ -116,7 +116,7 @@ class TeacherStore:
             RunError: a folder that cannot be written, or a disk that is too small.
         """
         kept = (*fields, Field(WITNESS, (), "float32"))
-        row = sum(part.nbytes for field in kept for part in field.parts)
+        row = sum(field.nbytes for field in kept)
         content = {
             "format": FORMAT,
             "identity": dict(identity),
@@ -372,7 +372,7 @@ class TeacherStore:
     @cached_property
     def _forgotten(self) -> bool:
         """Whether memory has no room for all of it."""
-        row = sum(part.nbytes for part in self._parts)
+        row = sum(field.nbytes for field in self.fields.values())
         return self.samples * self.views * row > _memory() / 2
 
     def _layout(self, shard: Shard) -> Layout:
