@@ -52,7 +52,8 @@ types: $(READY)
 # constraints.txt holds the versions that the tests and the quoted figures were made with.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[image,transformers,int8,bench,dev]'
+	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[image,audio,retrieval,transformers,int8,bench,dev]'
+	$(BIN)/pip install $(QUIETLY) --no-deps tinysoundfont==0.3.7
 	touch $@
 
 # 1.1.4 was the last torchdistill that could keep what a teacher says; it has a folder of its own.

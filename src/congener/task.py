@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from congener.types import Batch
+from congener.types import Batch, Exhibit
 
 __all__ = ["Metrics", "Task"]
 
@@ -52,7 +52,7 @@ class Task(ABC):
     ignore_label: int = -100
 
     def labels(self, split: str) -> Tensor | None:
-        """The label of every sample of a split, (samples,), where they are at hand."""
+        """The one label of every sample of a split, (samples,), where they are at hand."""
         return None
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Task(ABC):
 
     @abstractmethod
     def logits(self, result: Any) -> Tensor:
-        """The logits within what :meth:`call` returned, (batch, classes)."""
+        """The logits within what :meth:`call` returned, (batch, classes); or the codes."""
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -90,3 +90,38 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, device: torch.device) -> Metrics:
         """A fresh measuring instrument."""
+
+    def mask(self, batch: Batch, feature: Tensor) -> Tensor | None:
+        """Which frames of a feature count, (batch, frames); ``None``: all.
+
+        Args:
+            batch: a prepared batch.
+            feature: what a network gave at a tap, (batch, frames, dims) or (batch, channels,
+                frames, frequencies).
+        """
+        return None
+
+    def exhibits(
+        self, networks: Mapping[str, nn.Module], taps: Mapping[str, str | None]
+    ) -> Sequence[Exhibit]:
+        """Pictures for the report that only this kind of data has.
+
+        Args:
+            networks: trained networks by the names of their arms, ``teacher`` first if there is
+                one, then in the order of the run.
+            taps: for each, the tap that its first term reads, if it reads one.
+        """
+        return ()
+
+    def control(self, held: "Task") -> Mapping[str, Any] | None:
+        """The best of some methods without a network; ``None``: none is known.
+
+        Args:
+            held: the same task whose ``test`` is a slice of ``train``, to choose by.
+
+        Returns:
+            ``classifier``, its name; ``metric``, that of the task; ``value``, on ``test``;
+            ``chosen_on``, the figure on the slice of each that was tried; ``package``, whose they
+            are.
+        """
+        return None

@@ -1,15 +1,15 @@
 """Plain records that every floor shares."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from congener.schedules import Schedule
 
-__all__ = ["Batch", "Outputs", "Paper", "Progress", "StepResult", "Term"]
+__all__ = ["Batch", "Exhibit", "Outputs", "Panel", "Paper", "Progress", "StepResult", "Term"]
 
 Batch = dict[str, Any]
 """A mapping with three reserved keys: ``index`` (stable sample ids, int64), ``labels``, and in
@@ -105,3 +105,39 @@ class Term:
                 f"A term needs a loss module such as KDLoss(), not {self.loss!r}; a function has "
                 "a module of the same name."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One picture of an exhibit, with words under it.
+
+    Args:
+        caption: the words; a panel without a picture is a card of them.
+        picture: values (rows, columns), the first row at the top, or pixels (height, width, 3) of
+            type uint8.
+        kind: what values are: a ``"similarity"`` matrix, whose rows are of unit length, or a
+            ``"spectrogram"``. Those of a kind share one scale of colours in an exhibit.
+        hit: whether it is what was looked for; ``None``: nothing was.
+    """
+
+    caption: str
+    picture: Tensor | None = None
+    kind: Literal["similarity", "spectrogram", "image"] = "image"
+    hit: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """A figure of the report that only a kind of data can make: rows of pictures.
+
+    Args:
+        title: what it shows.
+        text: how to read it, one or two sentences.
+        rows: by name, such as an arm's, the panels of a row.
+        sound: of a player above them, the waveform, (samples,) in [-1, 1], and samples per second.
+    """
+
+    title: str
+    text: str
+    rows: Mapping[str, Sequence[Panel]]
+    sound: tuple[Tensor, int] | None = None

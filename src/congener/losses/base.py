@@ -26,6 +26,7 @@ class Loss(nn.Module):
         zero_at_match: whether it is 0 where the student equals the teacher.
         needs_labels: whether it reads the true labels.
         batch_coupled: whether the samples of a batch depend on each other.
+        masks_frames: whether its ``mask`` may tell which frames of a feature count.
         sources: for each hyper-parameter, where its default comes from; ``"ours: …"`` where no
             publication gives it, ``"yours: …"`` where only the caller can know it.
     """
@@ -37,6 +38,7 @@ class Loss(nn.Module):
     zero_at_match: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     batch_coupled: ClassVar[bool] = False
+    masks_frames: ClassVar[bool] = False
     sources: ClassVar[dict[str, str]]
 
     @property

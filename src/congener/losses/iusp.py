@@ -99,6 +99,7 @@ class IUSPLoss(Loss):
     )
     equation = "L = mean_b ‖Gᵗ_b − Gˢ_b‖²_F / T_b²,  G_b = rows of Q_b·Q_bᵀ over frames, normalised"
     family = "relation"
+    masks_frames = True
     sources: ClassVar = {
         "reduction": "ours: the mean over utterances; the paper's own was not at hand",
         "scope": "ours: the mean is over the utterances of all processes",

@@ -87,7 +87,7 @@ class Distillation(System):
         self.student = student
         self.task = task
         self.task_weight = task_weight
-        self.terms = [_Bound(term) for term in terms]
+        self.terms = [_Bound(term, task) for term in terms]
         names = [bound.name for bound in self.terms]
         if len({"task", *names}) < 1 + len(names):
             raise RecipeError(
@@ -177,12 +177,13 @@ class Distillation(System):
 class _Bound:
     """A term whose loss arguments are known."""
 
-    def __init__(self, term: Term) -> None:
-        self.term = term
+    def __init__(self, term: Term, task: Task) -> None:
+        self.term, self.task = term, task
         self.name = term.name or str(getattr(term.loss, "name", type(term.loss).__name__))
         self.student, self.teacher = _paths(term.student), _paths(term.teacher)
         parameters = inspect.signature(term.loss.forward).parameters.values()
-        known = (WORDS | SOURCES.keys()) - {"mask"}
+        self.masks_frames = bool(getattr(term.loss, "masks_frames", False))
+        known = (WORDS | SOURCES.keys()) - (set() if self.masks_frames else {"mask"})
         self.words = [p.name for p in parameters if p.name in known]
         self.kinds = list(dict.fromkeys(SOURCES[w] for w in self.words if w in SOURCES))
         known = known | {"mask"}
@@ -259,6 +260,8 @@ class _Bound:
         for s, t, sources in zip(mine, theirs, self.answers, strict=True):
             now = Seen(s, t, batch, progress)
             pairs.append({"student_feature": s, "teacher_feature": t})
+            if self.masks_frames:
+                pairs[-1]["mask"] = self.task.mask(batch, s)
             for source in sources:
                 pairs[-1] |= source(now)
         if not self.pairwise:
