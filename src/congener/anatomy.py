@@ -318,7 +318,7 @@ class _Reader:
             return "sequence", axes[1:]
         if len(axes) == 2:
             return "tokens", self._patches(axes[0])
-        if len(axes) == 3 and self.image.dim() == 4:
+        if len(axes) == 3 and (self.image.dim() == 4 or axes[1:] in self.convolved):
             return self._lie(axes)
         return None
 

@@ -345,7 +345,7 @@ class Assembly:
         )
         steps_per_epoch(train, config, labelled, processes=processes)
         if config.sampler != "superclass_uniform":  # those groups await the teacher
-            check_groups(config, groups, size(train), processes=processes)
+            check_groups(config, groups, size(train), labelled=labelled, processes=processes)
 
     def _check_classes(self, who: str, model: nn.Module, batch: Batch) -> None:
         classes = len(self.task.class_names)

@@ -1,13 +1,13 @@
 """Compare methods fairly, and leave a record of each: ``congener bench``.
 
-    out/control.json      the classifier that is no network
+    out/control.json      the best method without a network, where one is known
     out/tune/<setting>/   the student alone under each setting, measured on a validation slice
     out/run/              every arm under the setting that served the student alone best
     records/<task>-<data>-<arm>/   summary.json, recipe.yaml, log.jsonl: one for each method
     records/index.html, README.md  all records there as a page
 
 A fair comparison has a student alone that is tuned, hard pseudo-labels and plain KD beside the
-method, a classifier that is no network at all, and the same seeds, steps and settings for all.
+method, something that is no network at all, and the same seeds, steps and settings for all.
 """
 
 import json
@@ -71,7 +71,8 @@ def bench(
         recipes: of one task, teacher, student and training; their arms are run together.
         out: where the runs go.
         records: where the records go, and the page of all that are there.
-        holdout: how many of the last training samples are the validation slice for tuning.
+        holdout: how many of the last training samples (identities, where the data count these) are
+            the validation slice for tuning.
         resume: go on with what is in ``out``.
         trust: packages outside congener whose code the recipes may name.
         observers: called with every event.
@@ -96,16 +97,18 @@ def bench(
     _check_folders(recipe, arms, out, records, resume=resume)
     state = process_state(recipe.train)
     state.wait_for_everyone()  # so that nobody takes what the first one writes for older
-    floor = _control_once(task, held, out / "control.json", resume) if state.is_main_process else {}
+    main = state.is_main_process
+    floor = _control_once(task, held, out / "control.json", resume) if main else None
     options: dict[str, Any] = {"trust": trust, "observers": observers, "command": command}
     tried = _tune(recipe, out / "tune", holdout, options)
     best = _best(tried, higher=task.higher_is_better)
     changes = {"train": recipe.train.model_copy(update=best["settings"])}
     tuned = recipe.model_copy(update=changes)
     metrics = _run(tuned, out / "run", options)
-    if not state.is_main_process:
+    if not main:
         return []
-    tuning = {"on": f"the last {holdout} training samples", "tried": tried, "chosen": best}
+    where = f"a slice of the training data, holdout={holdout}"
+    tuning = {"on": where, "tried": tried, "chosen": best}
     written = [_record(records, arm, tuned, out / "run", metrics, tuning, floor) for arm in arms]
     write_records(records)
     return written
@@ -181,26 +184,32 @@ def merge(recipes: Sequence[Recipe]) -> Recipe:
         raise RecipeError(f"The recipe {first.name!r} has no arms to compare.")
     if "control" in arms:
         raise RecipeError(
-            "An arm cannot be called 'control', which is the classifier that is no network; "
-            "rename it."
+            "An arm cannot be called 'control', which is what needs no network; rename it."
         )
     names = ", ".join(recipe.name for recipe in recipes)
     changes = {"arms": arms, "terms": (), "system": None, "task_weight": 1.0, "title": names}
     return first.model_copy(update=changes)
 
 
-def control(task: Task, held: Task) -> dict[str, Any]:
-    """The best of some classifiers that are no networks, chosen on the validation slice.
+def control(task: Task, held: Task) -> dict[str, Any] | None:
+    """The best of some methods without a network, chosen on the validation slice.
+
+    A task may know its own; of images with one class each, it is the best of some classifiers.
 
     Args:
         task: trained on its labelled training samples, measured on its test set.
         held: the same without the slice, which is its test set.
 
     Returns:
-        ``classifier``, its name; ``metric``, which is accuracy whatever the task's own is;
-        ``value``, on the test set; ``chosen_on``, for each that was tried its accuracy on the
-        slice; ``package``, whose they are.
+        ``classifier``, its name; ``metric``, that of the task where it knows its own, else
+        accuracy; ``value``, on the test set; ``chosen_on``, for each that was tried its figure on
+        the slice; ``package``, whose they are. ``None``: no method is known.
     """
+    own = task.control(held)
+    if own is not None:
+        return dict(own)
+    if not (task.class_names and _are_images_of_classes(task)):
+        return None
     candidates = _classifiers()
     x, y = _arrays(held, "train")
     slice_x, slice_y = _arrays(held, "test")
@@ -219,12 +228,19 @@ def control(task: Task, held: Task) -> dict[str, Any]:
     }
 
 
-def _control_once(task: Task, held: Task, path: Path, resume: bool) -> dict[str, Any]:
+def _are_images_of_classes(task: Task) -> bool:
+    """Whether the samples are images, each with one label."""
+    test = task.splits["test"]
+    raw = next(evaluation_batches(task, test, batch_size=2, share=(0, 1), workers=0))
+    return "image" in raw and raw["labels"].ndim == 1
+
+
+def _control_once(task: Task, held: Task, path: Path, resume: bool) -> dict[str, Any] | None:
     """The control, from an earlier session where there was one."""
     if not (resume and path.exists()):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(control(task, held), indent=1))
-    found: dict[str, Any] = read_json(path)
+    found: dict[str, Any] | None = read_json(path)
     return found
 
 
@@ -251,7 +267,7 @@ def _classifiers() -> dict[str, Callable[[], Any]]:
 
 
 def _arrays(task: Task, split: str) -> tuple[Any, Any]:
-    """The labelled samples of a split, prepared as for a network and flattened."""
+    """The labelled images of a split, prepared as for a network and flattened."""
     data = task.splits[split]
     images: list[Tensor] = []
     labels: list[Tensor] = []
@@ -350,14 +366,14 @@ def _record(
     folder: Path,
     metrics: Mapping[str, Any],
     tuning: Mapping[str, Any],
-    floor: Mapping[str, Any],
+    floor: Mapping[str, Any] | None,
 ) -> Record:
     """Write the record of one arm, beside those that it has to beat; its summary comes last."""
     metric, rows = metrics["metric"], metrics["arms"]
     names = [name for name in dict.fromkeys(("alone", *BESIDE, arm)) if name in rows]
     values = {name: rows[name][metric] for name in names}
     levels = {name: values[name] for name in names if name != arm}
-    if floor["metric"] == metric:
+    if floor is not None and floor["metric"] == metric:
         values["control"] = [floor["value"]]
         levels["control"] = [floor["value"]] * len(values[arm])
     comparisons = {
@@ -375,7 +391,7 @@ def _record(
         "metric": metric,
         "higher_is_better": metrics["higher_is_better"],
         "arms": values,
-        "control": dict(floor),
+        "control": floor and dict(floor),
         "comparisons": comparisons,
         "paired_p": comparisons["alone"]["p"],
         "teacher": teacher[metric][:1] if teacher else [],

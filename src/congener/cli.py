@@ -378,15 +378,17 @@ def _print_findings(console: Console, findings: "list[Finding]") -> None:
 
 def _print_table(folder: Path) -> None:
     from congener.report import summary_table
+    from congener.report.words import metric_name
     from congener.runlog import read_json
 
     rows = summary_table(folder)
-    metric = escape(read_json(folder / "metrics.json")["metric"])
+    metric = escape(metric_name(read_json(folder / "metrics.json")["metric"]))
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
         title=f"{metric} on the test set; mean ± sd over the seeds, fractions in %",
     )  # fmt: skip
-    wide = ("best epoch", "CPU latency")  # in the report only, so that 80 columns are enough
+    wide = ["best epoch", "CPU latency"]  # in the report only, so that 80 columns are enough
+    wide += ["agreement"] if all(row.agreement is None for row in rows) else []
     shown = [i for i, name in enumerate(rows[0].COLUMNS) if name not in wide]
     for i in shown:
         justify: Literal["left", "right"] = "right" if i else "left"
@@ -442,7 +444,7 @@ class _Progress:
             self._console.print(Text(f"the {network} is not compiled: {event['reason']}"))
         elif kind == "teacher_live":
             self._console.print(Text(f"{event['arm']} asks the teacher live: {event['reason']}"))
-        elif kind == "teacher_saved":
+        elif kind in ("teacher_saved", "exhibits_failed"):
             self._console.print(Text(event["line"]))
         elif kind == "fit_finished":
             line = f"{_short(event['fit']):>14}"

@@ -22,7 +22,7 @@ from congener.errors import CongenerError, RecipeError
 from congener.naming import accepted_names
 from congener.systems.distillation import WORDS
 from congener.taps import SIZE, Taps, bare
-from congener.task import Task
+from congener.task import Task, answer_kind
 from congener.types import Term
 
 __all__ = ["Pair", "Plan", "Proposal", "fill_widths", "lacks_widths", "plan"]
@@ -33,7 +33,7 @@ MOST_PAIRS = 4
 """Deepest stages that are paired: as many as the networks of ImageNet have; ours."""
 MOST_WEIGHTS = 50_000_000
 """A projector of more is not proposed; ours."""
-EMBEDDING = ("cckd", "embedding_mse", "neighbour_correlation", "pkt", "rkd")
+EMBEDDING = ("cckd", "compress", "embedding_mse", "neighbour_correlation", "pkt", "rkd")
 """Losses of the last vector, as RepDistiller feeds them (b84f547); the others take maps."""
 WHOLE = ("crd", "neighbour_correlation")
 """Losses whose channels are all the numbers of a sample."""
@@ -137,11 +137,14 @@ class Plan:
         why = {
             "kd": "kd: both networks give the same classes, so the student also learns from the "
             "teacher's probabilities",
+            "multilabel_kd": "multilabel_kd: both networks tell the same tags, so the student also "
+            "learns from the teacher's probability of each",
             "sp": "sp: which samples of a batch are alike, at the last pair of stages; it needs no "
             "projector whatever their shapes",
         }
         return tuple(
-            f"{why[p.loss]} (weight {p.weight:g}: {WEIGHTS[p.loss][1]})." for p in self.chosen
+            f"{why[p.loss]} (weight {p.weight:g}: {WEIGHTS.get(p.loss, (1.0, 'ours'))[1]})."
+            for p in self.chosen
         )
 
     def __str__(self) -> str:
@@ -191,6 +194,13 @@ def plan(
         _examined(who, network, runs[who])
         for who, network in (("student", student), ("teacher", teacher))
     )
+    with undisturbed(student):
+        logits = runs["student"]()
+    if task is not None and logits.ndim != 2:
+        raise RecipeError(
+            "The plan reads networks of one input that give logits or an embedding, (batch, "
+            f"numbers), but the student gives {tuple(logits.shape)}; write the terms by hand."
+        )
     pairs = _pairs(mine, theirs)
     if not pairs:
         raise RecipeError(
@@ -207,10 +217,17 @@ def plan(
     with torch.random.fork_rng(devices=[]):
         proposals = [trial(name) for name in (_readers() if losses is None else losses)]
         default = trial("sp")
-        chosen = [Proposal("kd")] if mine.classes == theirs.classes else []
-        chosen += [default] if default.fits else []
+        answers = _answers(task, sample, logits) if mine.classes == theirs.classes else ()
+        chosen = [*map(Proposal, answers), *([default] if default.fits else [])]
         terms = tuple(proposal.term() for proposal in chosen)
     return Plan(mine, theirs, pairs, heads, tuple(proposals), tuple(chosen), terms)
+
+
+def _answers(task: Task | None, sample: Any, logits: Tensor) -> tuple[str, ...]:
+    """The loss of what two networks of as many outputs say; none of embeddings."""
+    labels = sample.get("labels") if isinstance(sample, Mapping) else None
+    kind = "class" if task is None else answer_kind(task, labels, logits)
+    return {"class": ("kd",), "tags": ("multilabel_kd",), None: ()}[kind]
 
 
 def lacks_widths(loss: Callable[..., Any], given: Mapping[str, Any]) -> bool:

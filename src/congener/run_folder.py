@@ -1,11 +1,16 @@
-"""A run folder: made for a run, or gone on with by the same recipe."""
+"""A run folder: made for a run, or gone on with by the same recipe; and what its fits leave."""
 
 from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
 
 from congener.errors import RunError, first_difference
-from congener.runlog import write_text
+from congener.runlog import read_json, write_text
+from congener.taps import bare
 
-__all__ = ["open_folder"]
+__all__ = ["is_done", "open_folder", "read_result", "save_weights"]
 
 
 def open_folder(out: Path, recipe: str, *, resume: bool | None) -> None:
@@ -52,3 +57,33 @@ def _same_recipe(recorded: Path, recipe: str) -> None:
             f"{recorded.parent} was started by another recipe (there {there!r}, now {now!r}); "
             "resume with the same one, or name another folder."
         )
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Keep the weights of a network, bare of what wraps it, in a file that is whole or absent."""
+    draft = path.with_name(f".{path.name}.draft")
+    # A copy of each, so that tied weights are all there, as in the network's own state.
+    state = bare(model).state_dict()
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, draft)
+    draft.replace(path)
+
+
+def is_done(folder: Path) -> bool:
+    """Whether an earlier session ended the fit of a folder."""
+    if not ((folder / "result.json").exists() and (folder / "weights.safetensors").exists()):
+        return False
+    read_result(folder)
+    return True
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What a fit came to, from its folder."""
+    path = folder / "result.json"
+    problem = "keys are missing"
+    try:
+        result = read_json(path)
+        if isinstance(result, dict) and {"metrics", "best", "steps", "seconds"} <= result.keys():
+            return result
+    except RunError as error:
+        problem = str(error.__cause__)
+    raise RunError(f"{path} is damaged ({problem}); remove {folder} to train that part again.")

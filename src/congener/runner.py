@@ -5,6 +5,7 @@
     stages/<name>-<key>.safetensors                  what systems fitted or measured first
     cache/<teacher>/                                 what the teacher said, where that is kept
     analysis/<arm>.npz                               predictions and Gram matrices, for the report
+    exhibits.json  exhibits.npz                      what the task shows there, if it shows any
     metrics.json  summary.json                       the results; last epoch, one value a seed
 
 Each fit leaves ``result.json`` when it is done, so a resumed run repeats nothing but the steps
@@ -22,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from accelerate import PartialState
-from safetensors.torch import save_file
 from scipy import stats
 from torch import Tensor, nn
 
@@ -44,14 +44,13 @@ from congener.engine import (
     superclasses,
 )
 from congener.engine.measure import cost
-from congener.errors import RecipeError, RunError, did_you_mean
+from congener.errors import RecipeError, did_you_mean
 from congener.losses import HardLabelLoss
 from congener.recipe import Arm, CacheSpec, Recipe, TeacherSpec, dump_recipe
-from congener.run_folder import open_folder
-from congener.runlog import Event, RunLog, environment, read_json, versions, write_text
+from congener.run_folder import is_done, open_folder, read_result, save_weights
+from congener.runlog import Event, RunLog, environment, versions, write_text
 from congener.system import System
 from congener.systems import Distillation
-from congener.taps import bare
 from congener.task import Task
 from congener.types import Term
 
@@ -250,7 +249,7 @@ class _Runner:
         arm: str | None = None,
     ) -> None:
         """Fit a system in a folder of its own, or load what an earlier session fitted there."""
-        if on_first(lambda: _is_done(folder)):
+        if on_first(lambda: is_done(folder)):
             load_weights(system.student, folder / "weights.safetensors", from_first=True)
             return
         if self.state.is_main_process:
@@ -273,7 +272,7 @@ class _Runner:
         )  # fmt: skip
         system.student.cpu()
         if self.state.is_main_process:
-            _save_weights(system.student, folder / "weights.safetensors")
+            save_weights(system.student, folder / "weights.safetensors")
             write_text(folder / "result.json", json.dumps(asdict(result), indent=1))
         self.state.wait_for_everyone()
 
@@ -290,7 +289,8 @@ class _Runner:
             seeds = self.recipe.seeds
             students = [self.trained(arm, seed, teacher, alone=True) for seed in seeds]
             arms[arm] = self._arm_row(arm, students[0])
-            eyes.see(students, self.out / "analysis" / f"{arm}.npz")
+            eyes.see(students, self.out / "analysis" / f"{arm}.npz", self._tap("student", arm))
+        eyes.exhibit(self.out, self.log)
         metric = self.task.metric
         first = self._folder(next(iter(self.recipe.all_arms)), self.recipe.seeds[0])
         metrics = {
@@ -301,8 +301,9 @@ class _Runner:
             "task": _describe(self.recipe.task),
             "data": _describe(getattr(self.recipe.task, "arguments", {}).get("data", "")),
             "class_names": list(self.task.class_names),
+            "classifies": eyes.classifies,
             "seeds": list(self.recipe.seeds),
-            "steps": _read_result(first)["steps"],
+            "steps": read_result(first)["steps"],
             "batch_size": self.recipe.train.batch_size,
             "command": command,
             "evaluated_on": "test",
@@ -328,7 +329,7 @@ class _Runner:
     def _teacher_row(self, teacher: nn.Module) -> dict[str, Any]:
         """The teacher's row: one teacher, so the same figure for every student that it taught."""
         if (self.out / "teacher" / "result.json").exists():
-            result = _read_result(self.out / "teacher")
+            result = read_result(self.out / "teacher")
         else:
             figures = self.teacher_figures
             result = {"metrics": figures, "best": figures, "seconds": 0.0}
@@ -347,7 +348,7 @@ class _Runner:
 
     def _arm_row(self, arm: str, student: nn.Module) -> dict[str, Any]:
         described, metric = self.recipe.all_arms[arm], self.task.metric
-        results = [_read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
+        results = [read_result(self._folder(arm, seed)) for seed in self.recipe.seeds]
         terms = self.assembly.terms(described)
         size = sum(parameter.numel() for parameter in student.parameters())
         if size not in self.student_costs:
@@ -396,9 +397,10 @@ class _Runner:
             }
         ]
 
-    def _tap(self, side: str) -> str | None:
-        """The first tap that any arm reads on one side: where the Gram matrices are taken."""
-        for arm in self.recipe.contenders.values():
+    def _tap(self, side: str, of: str | None = None) -> str | None:
+        """The first tap that an arm, or any, reads on one side: where Gram matrices are taken."""
+        arms = self.recipe.contenders if of is None else {of: self.recipe.all_arms[of]}
+        for arm in arms.values():
             for term in self.assembly.terms(arm):
                 paths: Any = getattr(term, side)
                 if paths and not (side == "teacher" and (term.of or arm.learns_from)):
@@ -469,32 +471,3 @@ def _describe(spec: Any) -> str:
         return type(spec).__name__
     inside = ", ".join(f"{key}={value}" for key, value in arguments.items())
     return f"{name}({inside})" if inside else name
-
-
-def _save_weights(model: nn.Module, path: Path) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    # A copy of each, so that tied weights are all there, as in the network's own state.
-    state = bare(model).state_dict()
-    save_file({name: value.clone().contiguous() for name, value in state.items()}, draft)
-    draft.replace(path)
-
-
-def _is_done(folder: Path) -> bool:
-    """Whether an earlier session ended the fit of a folder."""
-    if not ((folder / "result.json").exists() and (folder / "weights.safetensors").exists()):
-        return False
-    _read_result(folder)
-    return True
-
-
-def _read_result(folder: Path) -> dict[str, Any]:
-    """What a fit came to, from its folder."""
-    path = folder / "result.json"
-    problem = "keys are missing"
-    try:
-        result = read_json(path)
-        if isinstance(result, dict) and {"metrics", "best", "steps", "seconds"} <= result.keys():
-            return result
-    except RunError as error:
-        problem = str(error.__cause__)
-    raise RunError(f"{path} is damaged ({problem}); remove {folder} to train that part again.")

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from congener.types import Batch, Exhibit
 
-__all__ = ["Metrics", "Task"]
+__all__ = ["Metrics", "Task", "answer_kind"]
 
 
 class Metrics(Protocol):
@@ -109,7 +109,8 @@ class Task(ABC):
         Args:
             networks: trained networks by the names of their arms, ``teacher`` first if there is
                 one, then in the order of the run.
-            taps: for each, the tap that its first term reads, if it reads one.
+            taps: for each, the tap that its first term reads, else that which the others read;
+                ``None``: none reads any.
         """
         return ()
 
@@ -125,3 +126,15 @@ class Task(ABC):
             are.
         """
         return None
+
+
+def answer_kind(task: Task, labels: Any, logits: Tensor) -> Literal["class", "tags"] | None:
+    """What logits tell of each sample: its one class, or which of some tags it has.
+
+    ``None``: neither, as embeddings and codes.
+    """
+    if not isinstance(labels, Tensor) or logits.ndim != 2:
+        return None
+    if labels.ndim == 1 and logits.shape[1] == len(task.class_names):
+        return "class"
+    return "tags" if labels.shape == logits.shape else None

@@ -14,11 +14,13 @@ import torch
 from ruamel.yaml import YAML
 from scipy import stats
 from tests.bench.conftest import CLASSIFIERS, TERMS, recipe
+from tests.report.tagging import Tones
 
 from congener import bench
 from congener.assembly import Assembly
 from congener.errors import CongenerError, NonFiniteLossError, RecipeError, RunError
 from congener.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from congener.report import write_records
 from congener.runlog import read_json
 from congener.runner import compare
 
@@ -248,6 +250,24 @@ def test_the_control_learns_from_labelled_samples_only() -> None:
     assert (y >= 0).all()
 
 
+def test_a_task_may_know_its_own_control(monkeypatch: Any) -> None:
+    task = Assembly(recipe("kd")).task
+    told = {"classifier": "a rule", "metric": "accuracy", "value": 0.25, "chosen_on": {"a rule": 1}}
+    asked = []
+    task.control = lambda held: asked.append(held) or told  # type: ignore[method-assign]
+    monkeypatch.setattr(bench, "_classifiers", None)
+    assert bench.control(task, held="the slice") == told  # type: ignore[arg-type]
+    assert asked == ["the slice"]
+
+
+def test_without_classes_or_images_no_control_is_known(monkeypatch: Any) -> None:
+    monkeypatch.setattr(bench, "_classifiers", None)
+    assert bench.control(Tones(), Tones()) is None
+    task = Assembly(recipe("kd")).task
+    task.class_names = ()
+    assert bench.control(task, task) is None
+
+
 def test_without_scikit_learn_the_install_line(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
     monkeypatch.setattr(bench, "_classifiers", CLASSIFIERS)
@@ -288,7 +308,7 @@ def test_a_record_has_the_numbers_of_its_run(compared: Path) -> None:
 
 def test_the_setting_that_was_best_on_the_slice_was_run(compared: Path) -> None:
     tuning = summary(compared)["tuning"]
-    assert tuning["on"] == "the last 60 training samples"
+    assert tuning["on"] == "a slice of the training data, holdout=60"
     assert [each["settings"] for each in tuning["tried"]] == [{"lr": 0.01}, {"lr": 0.03}]
     for each in tuning["tried"]:
         folder = compared / "out" / "tune" / f"lr-{each['settings']['lr']:g}"
@@ -442,6 +462,19 @@ def test_a_control_of_another_metric_is_not_among_the_arms(again: Any) -> None:
     assert "control" not in found["arms"]
     assert "control" not in found["comparisons"]
     assert found["control"] == floor
+
+
+def test_a_record_without_a_control(again: Any) -> None:
+    _, home = again
+    metrics = read_json(home / "out" / "run" / "metrics.json")
+    written = bench._record(
+        home / "other", "sp", recipe("kd", "sp"), home / "out" / "run", metrics, {}, None
+    )
+    assert written.summary["control"] is None
+    assert set(written.summary["comparisons"]) == {"alone", "kd"}
+    text = write_records(home / "other").read_text("utf-8")
+    assert "not compared with the control and hard pseudo-labels" in text
+    assert "Control:" not in text
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,14 @@ def test_steps_of_an_epoch(samples: int, changes: Any, processes: int, steps: in
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"labelled_per_batch": 4}, "`labelled_per_batch` and `sampler: class_uniform` both say"),
+        (
+            {"sampler": "superclass_uniform", "labelled_per_batch": 4},
+            "`labelled_per_batch` and `sampler: superclass_uniform` both say",
+        ),
+        (
+            {"labelled_per_batch": 6},
+            r"`labelled_per_batch` \(6\) that is a multiple of `per_class` \(4\)",
+        ),
         ({"batch_size": 62}, r"`batch_size` \(62\) that is a multiple of `per_class` \(4\)"),
         (
             {"sampler": "superclass_uniform", "superclasses": 15},
@@ -170,6 +177,7 @@ def test_steps_of_an_epoch(samples: int, changes: Any, processes: int, steps: in
 def test_settings_that_do_not_fit_each_other(settings: Any, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         FitConfig(steps=1, **(CLASS_WISE | settings))
+    FitConfig(steps=1, labelled_per_batch=8, **CLASS_WISE)
     shuffled = {"sampler": "shuffle", "superclasses": 15}
     FitConfig(steps=1, **(settings | shuffled))
     FitConfig(steps=1, sampler="class_uniform", superclasses=1)
@@ -185,7 +193,7 @@ def test_settings_that_do_not_fit_each_other(settings: Any, sentence: str) -> No
         (
             torch.where(GROUPS == 9, -100, GROUPS),
             1,
-            "but 3 of 40 have no label; use sampler 'super",
+            "but 3 of 40 have no label; set labelled_per_batch, or use sampler 'super",
         ),
         (GROUPS % 2, 1, "needs 3 groups for a batch of 9 with per_class=3, but .* has 2; lower"),
         (GROUPS, 4, "has 3 groups for 4 processes, and a group stays on one"),
@@ -198,6 +206,79 @@ def test_groups_that_do_not_fit(groups: Any, processes: int, sentence: str) -> N
     check_groups(config.model_copy(update={"sampler": "shuffle"}), groups, 40, processes=processes)
     check_groups(config, GROUPS, 40, processes=3)
     check_groups(config, GROUPS.clamp(max=9) // 2, 40)  # three groups, all in each batch
+
+
+FEW = torch.where(GROUPS == 1000, -100, GROUPS)  # 17 samples of no known group, 23 of four
+KNOWN = (FEW >= 0).nonzero().flatten()
+MIXED: dict[str, Any] = {"labelled": KNOWN, "labelled_per_batch": 6}
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_a_part_of_a_batch_by_group_and_the_others_once(epoch: int) -> None:
+    found = feed(FEW, epoch=epoch, **MIXED)
+    assert [len(batch) for batch in found] == [9, 9, 9, 9, 9, 8]  # ⌈17 / 3⌉
+    others = torch.cat([batch[FEW[batch] < 0] for batch in found])
+    assert sorted(others.tolist()) == (FEW < 0).nonzero().flatten().tolist()
+    for batch in found:
+        runs = [FEW[run].tolist() for run in batch.split(EACH)]
+        grouped = [run for run in runs if run[0] >= 0]
+        assert len(grouped) == 2
+        assert all(run == run[:1] * EACH for run in grouped)
+        assert grouped[0] != grouped[1]
+        assert all(k == -100 for run in runs if run not in grouped for k in run)
+
+
+def test_the_blocks_of_a_batch_lie_among_the_others() -> None:
+    places = {
+        tuple(int(FEW[run[0]]) >= 0 for run in batch.split(EACH))
+        for epoch in range(4)
+        for batch in feed(FEW, epoch=epoch, **MIXED)[:5]
+    }
+    assert len(places) == 3
+
+
+def test_a_part_by_group_depends_on_seed_and_epoch_alone() -> None:
+    first = [batch.tolist() for batch in feed(FEW, **MIXED)]
+    torch.manual_seed(99)
+    assert [batch.tolist() for batch in feed(FEW, **MIXED)] == first
+    assert [batch.tolist() for batch in feed(FEW, first=2, last=4, **MIXED)] == first[2:4]
+    others = [feed(FEW, **MIXED, **change) for change in ({"epoch": 1}, {"seed": 1})]
+    assert len({str(other) for other in [*others, first]}) == 3
+
+
+@pytest.mark.parametrize(("world", "sizes"), [(2, ((6, 3), (6, 2))), (3, ((3,) * 3, (3, 3, 2)))])
+def test_ranks_get_whole_blocks_of_a_mixed_batch(world: int, sizes: Any) -> None:
+    shares = [feed(FEW, share=(rank, world), **MIXED) for rank in range(world)]
+    for number, batch in enumerate(feed(FEW, **MIXED)):
+        parts = [share[number] for share in shares]
+        assert torch.cat(parts).tolist() == batch.tolist()
+        assert tuple(map(len, parts)) == sizes[number == 5]
+        for run in (run for part in parts for run in part.split(EACH)):
+            assert len(set(FEW[run].tolist())) == 1
+
+
+def test_labelled_positions_count_only_where_a_batch_is_to_have_some() -> None:
+    unused: dict[str, Any] = {"labelled": KNOWN, "labelled_per_batch": 0}
+    for groups in (GROUPS, None):
+        expected = [batch.tolist() for batch in feed(groups)]
+        assert [batch.tolist() for batch in feed(groups, **unused)] == expected
+
+
+def test_steps_of_an_epoch_with_a_part_by_group() -> None:
+    config = FitConfig(epochs=1, batch_size=9, per_class=3, labelled_per_batch=6, **CLASS_WISE)
+    for processes in (1, 2):
+        assert steps_per_epoch(TinyData(40, 0), config, KNOWN, processes=processes) == 6
+
+
+def test_groups_of_the_labelled_that_do_not_fit() -> None:
+    config = FitConfig(steps=1, batch_size=12, per_class=3, labelled_per_batch=6, **CLASS_WISE)
+    check_groups(config, FEW, 40, labelled=KNOWN, processes=2)
+    with pytest.raises(DataError, match="has 2 groups for 3 processes"):
+        check_groups(config, FEW, 40, labelled=KNOWN, processes=3)
+    with pytest.raises(DataError, match=r"needs 2 groups for a batch of 6 .* has 1; lower"):
+        check_groups(config, FEW.clamp(max=0), 40, labelled=KNOWN)
+    with pytest.raises(DataError, match="but 17 of 40 have no label"):
+        check_groups(config, FEW, 40, labelled=torch.arange(40))
 
 
 TRAINING = FitConfig(
@@ -264,6 +345,23 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     assert len(one) == 9
     assert first == pytest.approx(one, rel=1e-5)
     assert second == pytest.approx(one, rel=1e-5)
+
+
+def _mixed_totals(rank: int) -> list[float]:
+    events: list[dict[str, Any]] = []
+    config = TRAINING.model_copy(update={"batch_size": 12, "labelled_per_batch": 8})
+    labels = TinyTask(30).splits["train"].labels.clone()
+    labels[20:] = -100
+    given = {"groups": labels, "labelled": torch.arange(20)}
+    train(config, norm=False, log=RunLog(None, (events.append,)), **given)
+    return [event["total"] for event in events if event["event"] == "step"]
+
+
+def test_two_processes_are_one_with_a_part_by_group(tmp_path: Path) -> None:
+    one = _mixed_totals(0)
+    assert len(one) == 9
+    for found in in_two_processes(tmp_path, _mixed_totals):
+        assert found == pytest.approx(one, rel=1e-5)
 
 
 def test_the_stages_of_a_system_are_shuffled() -> None:

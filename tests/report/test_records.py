@@ -205,6 +205,19 @@ def test_a_control_of_another_metric_stands_apart(tmp_path: Path) -> None:
     assert "not compared with the control and hard pseudo-labels" in row[WORDS]
 
 
+def test_names_of_metrics_are_words(tmp_path: Path) -> None:
+    control = {"classifier": "pixels", "metric": "recall_at_1", "value": 0.58}
+    record(tmp_path, arms={"alone": ALONE, "kd": KD}, metric="micro_auprc", control=control)
+    (row,) = rows(tmp_path)
+    assert row[CONTROL_CELL] == "58.0 % recall@1"
+    text = page(tmp_path).text
+    assert "Micro AUPRC in percent on the test set" in text
+    assert "mlp, micro AUPRC %" in text
+    assert "mlp, micro AUPRC %" in (tmp_path / "README.md").read_text("utf-8")
+    for source in (text, (tmp_path / "index.html").read_text("utf-8")):
+        assert "auprc" not in source.replace("AUPRC", "")
+
+
 def test_kd_itself_may_be_the_system(tmp_path: Path) -> None:
     record(tmp_path, "kd", KD, arms={"alone": ALONE, "hard": HARD, "control": [0.58]})
     (row,) = rows(tmp_path)

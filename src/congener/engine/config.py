@@ -21,6 +21,7 @@ class FitConfig(BaseModel):
             labels are few; an epoch is then one pass over the others. 0: as the order has them.
         sampler: ``shuffle``, or CCKD's ``class_uniform`` and ``superclass_uniform``: some classes
             for each batch, or some clusters of the teacher's features, alike many samples of each.
+            With ``labelled_per_batch``, ``class_uniform`` draws so many; the rest have no label.
         per_class: samples of a class or cluster in a batch. The paper's ablation has 2 and 4 ahead
             of shuffling, 8 behind it.
         superclasses: how many clusters ``superclass_uniform`` makes; the paper's number is not
@@ -156,17 +157,18 @@ class FitConfig(BaseModel):
 
     def _check_blocks(self) -> None:
         """A batch must be made of whole blocks, from no more clusters than there are."""
-        if self.labelled_per_batch:
+        if self.labelled_per_batch and self.sampler == "superclass_uniform":
             raise ValueError(
                 f"`labelled_per_batch` and `sampler: {self.sampler}` both say what a batch is made "
                 "of; give one of them"
             )
-        blocks, rest = divmod(self.batch_size, self.per_class)
-        if rest:
-            raise ValueError(
-                f"`sampler: {self.sampler}` needs a `batch_size` ({self.batch_size}) that is a "
-                f"multiple of `per_class` ({self.per_class})"
-            )
+        for name in ("batch_size", "labelled_per_batch"):
+            if getattr(self, name) % self.per_class:
+                raise ValueError(
+                    f"`sampler: {self.sampler}` needs a `{name}` ({getattr(self, name)}) that is a "
+                    f"multiple of `per_class` ({self.per_class})"
+                )
+        blocks = self.batch_size // self.per_class
         if self.sampler == "superclass_uniform" and blocks > self.superclasses:
             raise ValueError(
                 f"a batch of {self.batch_size} with `per_class` {self.per_class} needs {blocks} "

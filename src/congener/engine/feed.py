@@ -13,7 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from congener.engine.config import FitConfig
 from congener.engine.held import held
-from congener.engine.samplers import by_group, shuffled, with_labels
+from congener.engine.samplers import (
+    by_group,
+    grouped_with_others,
+    share_of,
+    shuffled,
+    with_labels,
+)
 from congener.errors import DataError
 from congener.task import Task
 from congener.types import Batch
@@ -91,21 +97,26 @@ def epoch_batches(
     """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
 
     The global batches are those of :mod:`.samplers`: of ``groups``, with ``labelled_per_batch`` of
-    the positions ``labelled`` in each, or shuffled. ``share = (rank, processes)`` takes a
+    the positions ``labelled`` in each, or both, or shuffled. ``share = (rank, processes)`` takes a
     consecutive slice of each (of whole blocks, where there are ``groups``), so the union over
     processes is the batch of one process. Random transforms of the data set draw as in the epoch
     ``view``; default: this one. ``pin`` the memory of batches that are loaded for a GPU.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     count = size(dataset)
-    if groups is not None:
+    some = labelled if labelled_per_batch else None
+    if groups is not None and some is not None:
+        whole = grouped_with_others(
+            groups, some, labelled_per_batch, batch_size, per_group, generator
+        )
+    elif groups is not None:
         whole = by_group(groups, batch_size, per_group, generator)
-    elif labelled is not None and labelled_per_batch:
-        whole = with_labels(count, labelled, labelled_per_batch, batch_size, generator)
+    elif some is not None:
+        whole = with_labels(count, some, labelled_per_batch, batch_size, generator)
     else:
         whole = shuffled(count, batch_size, generator)
-    blocks = [batch.view(-1, 1 if groups is None else per_group) for batch in whole[first:last]]
-    batches = [rows.tensor_split(share[1])[share[0]].flatten() for rows in blocks]
+    each = 1 if groups is None else per_group
+    batches = [share_of(batch, each, share) for batch in whole[first:last]]
     indexed = _Indexed(dataset, seed=seed, epoch=epoch if view is None else view)
     return _batches(task, indexed, batches, workers, pin=pin)
 

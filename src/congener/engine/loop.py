@@ -100,7 +100,7 @@ def fit(
     accelerator = build_accelerator(config)
     rank, world = accelerator.process_index, accelerator.num_processes
     per_epoch = steps_per_epoch(train, config, labelled, processes=world)
-    check_groups(config, groups, size(train), processes=world)
+    check_groups(config, groups, size(train), labelled=labelled, processes=world)
     check_together(config, seed=seed, train=size(train), test=None if test is None else size(test))
     steps = config.steps or per_epoch * (config.epochs or 0)
     train = resident(train, accelerator.device)

@@ -56,13 +56,16 @@ def doctor(
 def _findings(recipe: Recipe, out: str | Path | None, trust: Collection[str]) -> Iterator[Finding]:
     assembly = Assembly(recipe, trust)
     task = assembly.task
-    size = min(recipe.train.batch_size, MOST)
-    few = 0 if task.labelled is None else min(len(task.labelled), size // 2)
+    config = recipe.train
+    groups = task.labels("train") if config.sampler == "class_uniform" else None
+    each = 1 if groups is None else config.per_class
+    size = min(config.batch_size, MOST) // each * each
+    few = 0 if task.labelled is None else min(len(task.labelled), size // 2) // each * each
     raw = next(
         epoch_batches(
             task, task.splits["train"], batch_size=size, seed=recipe.seeds[0], epoch=0,
             first=0, last=1, share=(0, 1), workers=0, labelled=task.labelled,
-            labelled_per_batch=few,
+            labelled_per_batch=few, groups=groups, per_group=each,
         )
     )  # fmt: skip
     batch = task.prepare(raw, train=True, seed=recipe.seeds[0], epoch=0)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from congener.engine import check_stage, steps_per_epoch
 from congener.errors import CongenerError, TapError
+from congener.losses import Loss, MultiLabelKDLoss
 from congener.preflight.finding import BROKEN, Finding, Patient, network_of, without_trace
 from congener.system import System, loss_balance
 from congener.taps import Taps
+from congener.task import answer_kind
 from congener.types import Outputs, Progress, Term
 
 __all__ = ["cannot_run", "examine_arm"]
@@ -144,7 +146,13 @@ def _step(patient: Patient, arm: str, system: System) -> Iterator[Finding]:
     except (CongenerError, *BROKEN) as error:
         yield cannot_run(arm, error)
         return
-    yield from _logits(patient, arm, system, student, taught)
+    kind = answer_kind(patient.task, batch.get("labels"), student.logits)
+    if kind is not None:  # no embedding, nor codes
+        yield from _probabilities(arm, student, taught)
+    if kind == "class":
+        yield from _softened(patient, arm, system, taught)
+    if kind == "tags":
+        yield from _rivals(arm, system)
     if taught is not None and any(x.requires_grad for x in _tensors(taught)):
         yield Finding(
             "gradient_reaches_teacher", arm,
@@ -183,9 +191,7 @@ def _weights(patient: Patient, system: System) -> dict[str, float]:
     return found
 
 
-def _logits(
-    patient: Patient, arm: str, system: System, student: Outputs, teacher: Outputs | None
-) -> Iterator[Finding]:
+def _probabilities(arm: str, student: Outputs, teacher: Outputs | None) -> Iterator[Finding]:
     for who, outputs in (("student", student), ("teacher", teacher)):
         if outputs is None:
             continue
@@ -198,6 +204,11 @@ def _logits(
                 f"{float(rows.sum(-1).mean()):.2f}.",
                 "Remove the softmax or sigmoid at its end: losses apply it themselves.",
             )  # fmt: skip
+
+
+def _softened(
+    patient: Patient, arm: str, system: System, teacher: Outputs | None
+) -> Iterator[Finding]:
     if teacher is None or not patient.taught:
         return
     for bound in getattr(system, "terms", []):
@@ -216,6 +227,20 @@ def _logits(
                 f"mean entropy {entropy:.2g} of the largest possible; its logits spread over "
                 f"{float(rows.std()):.2g}.",
                 "Choose a temperature near the spread of its logits, or standardise them (lskd).",
+            )  # fmt: skip
+
+
+def _rivals(arm: str, system: System) -> Iterator[Finding]:
+    for bound in getattr(system, "terms", []):
+        if "teacher_logits" in bound.words and isinstance(bound.term.loss, Loss):
+            if isinstance(bound.term.loss, MultiLabelKDLoss):
+                continue
+            yield Finding(
+                "tags_as_rivals", f"{arm}, term {bound.name!r}",
+                "The term takes the tags for classes, of which a sample has one.",
+                f"{bound.term.loss.name!r} compares logits over all tags together, and a sample "
+                "may have several.",
+                "Use 'multilabel_kd', which compares each tag by itself.",
             )  # fmt: skip
 
 

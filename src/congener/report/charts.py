@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from congener.report.curves import Curve
 from congener.report.data import Floats, Gram
@@ -15,20 +16,22 @@ from congener.report.svg import FAINT, INK, MUTED, PAGE, SERIES, Chart, axes, fi
 from congener.report.words import Unit
 
 __all__ = [
+    "SIMILARITY",
     "Look",
     "class_changes",
     "colour_scale",
     "dots",
-    "gram_limits",
     "gram_picture",
     "learning",
     "looks",
     "losses",
     "swatch",
+    "value_limits",
 ]
 
 NARROW = 340
 GRAM_SIDE = 192
+SIMILARITY = "viridis"
 FLAG = 16
 _SOLID: Any = "-"
 _DOTS: Any = (0, (1, 2))
@@ -323,7 +326,7 @@ def gram_picture(gram: Gram, *, limits: tuple[float, float], name: str, label: s
     fig = figure(240, 240)
     plot = axes(fig)
     plot.set_axis_off()
-    plot.imshow(values, cmap="viridis", norm=Normalize(*limits), interpolation="none")
+    plot.imshow(values, cmap=SIMILARITY, norm=Normalize(*limits), interpolation="none")
     borders = np.flatnonzero(np.diff(labels)) + 0.5
     for border in borders if borders.size < 40 else ():
         plot.axhline(border, color="#ffffff", linewidth=0.7, alpha=0.65)
@@ -336,7 +339,7 @@ def colour_scale(limits: tuple[float, float], *, name: str) -> Chart:
     fig = figure(240, 36)
     plot = axes(fig, left=14, right=14, top=2, bottom=22)
     shades = np.linspace(0.0, 1.0, 128)[None, :]
-    plot.imshow(shades, cmap="viridis", aspect="auto", extent=(*limits, 0.0, 1.0))
+    plot.imshow(shades, cmap=SIMILARITY, aspect="auto", extent=(*limits, 0.0, 1.0))
     plot.yaxis.set_major_locator(NullLocator())
     for side in plot.spines.values():
         side.set_visible(False)
@@ -398,9 +401,12 @@ def swatch(look: Look, *, name: str) -> Chart:
     return finish(fig, name=name, label="")
 
 
-def gram_limits(grams: Sequence[Gram]) -> tuple[float, float]:
-    """One colour scale for all: up to the brightest percent, which is the diagonal."""
-    values = np.concatenate([gram.values.ravel() for gram in grams])
+def value_limits(pictures: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    """One colour scale for all: up to the brightest percent, in a Gram matrix the diagonal."""
+    values = np.concatenate([picture.ravel() for picture in pictures])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return 0.0, 1.0
     low, high = float(np.quantile(values, 0.005)), float(np.quantile(values, 0.99))
     low = 0.0 if low >= 0 else low
     return (low, high) if high > low else (low, low + 1.0)

@@ -24,6 +24,7 @@ __all__ = [
     "Metrics",
     "Run",
     "Term",
+    "read_arrays",
     "read_object",
     "read_run",
     "validated",
@@ -110,7 +111,7 @@ class Published(Record):
 
 
 class Metrics(Record):
-    """``metrics.json``."""
+    """``metrics.json``; ``classifies`` says whether each sample has one class."""
 
     name: str
     title: str
@@ -119,6 +120,7 @@ class Metrics(Record):
     task: str = ""
     data: str = ""
     class_names: list[str] = []
+    classifies: bool = True
     seeds: list[int]
     steps: int
     batch_size: int
@@ -160,10 +162,12 @@ class Analysis:
         return np.asarray(same.mean(axis=1), dtype=np.float64)
 
     def class_accuracy(self, classes: int) -> Floats:
-        """Accuracy per class, mean over seeds; NaN for a class without samples."""
-        right = (self.predictions == self.labels).mean(axis=0)
-        total = np.bincount(self.labels, minlength=classes)[:classes]
-        hits = np.bincount(self.labels, weights=right, minlength=classes)[:classes]
+        """Accuracy per class, mean over seeds; NaN for a class without labelled samples."""
+        known = self.labels >= 0
+        labels = self.labels[known]
+        right = (self.predictions[:, known] == labels).mean(axis=0)
+        total = np.bincount(labels, minlength=classes)[:classes]
+        hits = np.bincount(labels, weights=right, minlength=classes)[:classes]
         return np.where(total > 0, hits / np.maximum(total, 1), np.nan)
 
 
@@ -171,7 +175,8 @@ class Analysis:
 class Events:
     """What ``events.jsonl`` says, per fit and step: the metric, the terms, and their balance.
 
-    And per fit, how the teacher ran, where it did not as it is, and what keeping its answers saved.
+    And per fit, how the teacher ran, where it did not as it is, and what keeping its answers saved;
+    and why the task has no exhibits, where they failed.
     """
 
     metric: dict[str, dict[int, float]]
@@ -179,6 +184,7 @@ class Events:
     balance: dict[str, dict[int, dict[str, dict[str, float | None]]]]
     teacher: dict[str, str] = field(default_factory=dict)
     saved: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
     torn_lines: int = 0
 
 
@@ -242,7 +248,8 @@ def read_run(folder: Path) -> Run:
             gram = _gram(arrays)
             if gram is not None:
                 grams[name] = gram
-            analyses[name] = _analysis(arrays, name, arm)
+            if metrics.classifies:
+                analyses[name] = _analysis(arrays, name, arm)
         except RunError as error:
             missing[name] = str(error)
     environment = folder / "environment.json"
@@ -305,11 +312,20 @@ def _arrays(folder: Path, arm: str) -> dict[str, NDArray[Any]]:
     # An arm's name is data: it must not lead out of the folder.
     if path.parent != folder or not path.is_file():
         raise RunError(f"analysis/{arm}.npz is not there")
+    return read_arrays(path, f"analysis/{arm}.npz")
+
+
+def read_arrays(path: Path, name: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a file, nothing of which is unpickled.
+
+    Raises:
+        RunError: a file that is damaged, called ``name``.
+    """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return {key: np.asarray(stored[key]) for key in stored.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"analysis/{arm}.npz cannot be read") from error
+        raise RunError(f"{name} cannot be read") from error
 
 
 def _analysis(arrays: dict[str, NDArray[Any]], name: str, arm: Arm) -> Analysis:
@@ -365,3 +381,5 @@ def _take_event(event: Mapping[str, Any], metric: str, found: Events) -> None:
         found.teacher[str(event["fit"])] = str(event["line"])
     elif event["event"] == "teacher_saved":
         found.saved.append(str(event["line"]))
+    elif event["event"] == "exhibits_failed":
+        found.failed[:] = [str(event["line"])]

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from congener.errors import RunError
 from congener.report import charts, words
 from congener.report.curves import loss_balance, loss_curves, metric_curves
 from congener.report.data import Arm, Gram, Run, Term, read_run
+from congener.report.exhibits import read_exhibits
 from congener.report.svg import Chart, style
 
 __all__ = ["WIDE", "Pair", "template", "write_report"]
@@ -67,8 +69,10 @@ def template(name: str) -> Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
+        begin=words.begin,
         count=words.count,
         duration=words.duration,
+        metric_name=words.metric_name,
         milliseconds=words.milliseconds,
         p_value=words.p_value,
         signed=words.signed,
@@ -82,6 +86,7 @@ def _context(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "metrics": run.metrics,
+        "metric": words.metric_name(run.metrics.metric),
         "unit": words.unit_of(run),
         "nothing": words.NOTHING,
         "best": run.best,
@@ -97,6 +102,7 @@ def _context(run: Run) -> dict[str, Any]:
         "agreement": _agreement(run, look),
         "grams": _grams(run),
         "classes": _classes(run, look),
+        "exhibits": _exhibits(run),
         "terms": _terms(run),
         "teachers": _teachers(run),
         "saved": run.events.saved if run.events else [],
@@ -116,7 +122,7 @@ def _students(run: Run) -> dict[str, Arm]:
 
 
 def _accuracy(run: Run, look: Looks) -> Pair | None:
-    unit, metric = words.unit_of(run), run.metrics.metric
+    unit, metric = words.unit_of(run), words.metric_name(run.metrics.metric)
     rows = {name: arm.values for name, arm in _students(run).items() if arm.role != "start"}
     if not rows:
         return None
@@ -150,7 +156,11 @@ def _costs(run: Run) -> list[dict[str, Any]]:
 
 
 def _learning(run: Run, look: Looks) -> Pair | None:
-    curves, unit, metric = metric_curves(run), words.unit_of(run), run.metrics.metric
+    curves, unit, metric = (
+        metric_curves(run),
+        words.unit_of(run),
+        words.metric_name(run.metrics.metric),
+    )
     if max((len(curve.steps) for curve in curves.values()), default=0) < 2:
         return None  # evaluated at the end only
     told = ", ".join(f"{name} {unit.text(float(c.mean[-1]))}" for name, c in curves.items())
@@ -232,13 +242,14 @@ def _grams(run: Run) -> dict[str, Any]:
         why = run.missing.get(teacher or "", "the teacher's file holds no Gram matrix")
         return {"panels": [], "why": why if teacher else "this run has no teacher"}
     reference = run.grams[teacher]
-    limits = charts.gram_limits(list(run.grams.values()))
+    limits = charts.value_limits([gram.values for gram in run.grams.values()])
     alone = run.first("alone")
     base = reference.distance(run.grams[alone]) if alone in run.grams else None
+    order = "class" if run.metrics.classifies else "label"
     panels: list[dict[str, Any]] = []
     for index, (name, gram) in enumerate(run.grams.items()):
         distance = None if name == teacher else reference.distance(gram)
-        label = f"Batch Gram matrix of {name}, samples ordered by class."
+        label = f"Batch Gram matrix of {name}, samples ordered by {order}."
         if distance is not None:
             label += f" Distance to the teacher's: {distance:.2e}."
         picture = charts.gram_picture(gram, limits=limits, name=f"gram{index}", label=label)
@@ -261,6 +272,7 @@ def _grams(run: Run) -> dict[str, Any]:
         "exponent": str(exponent).replace("-", "−"),
         "scale": charts.colour_scale(limits, name="scale"),
         "samples": reference.labels.size,
+        "by": order,
         "order": _class_order(run, reference),
         "without": [name for name in run.arms if name not in run.grams],
     }
@@ -272,7 +284,10 @@ def _columns(panels: int, most: int) -> int:
 
 
 def _class_order(run: Run, gram: Gram) -> list[str]:
-    return [_class_name(run, int(label)) for label in dict.fromkeys(gram.labels.tolist())]
+    """The names of the labels from the top; none where they have no names."""
+    found = dict.fromkeys(gram.labels[gram.labels >= 0].tolist())
+    named = run.metrics.classifies or run.metrics.class_names
+    return [_class_name(run, label) for label in found] if named else []
 
 
 def _class_name(run: Run, label: int) -> str:
@@ -341,6 +356,18 @@ def _teachers(run: Run) -> dict[str, str]:
     for fit, line in run.events.teacher.items() if run.events else ():
         arms.setdefault(line, []).append(fit.rpartition("/")[0] or fit)
     return {line: ", ".join(dict.fromkeys(names)) for line, names in arms.items()}
+
+
+def _exhibits(run: Run) -> dict[str, Any]:
+    """What the task shows, or in a sentence each why it does not."""
+    missing = list(run.events.failed) if run.events else []
+    try:
+        return {"shown": read_exhibits(run.folder), "missing": missing}
+    except RunError as error:
+        return {
+            "shown": [],
+            "missing": [*missing, f"Exhibits are left out: {error}".rstrip(".") + "."],
+        }
 
 
 def _terms(run: Run) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from congener.report import charts
 from congener.report.data import Comparison, Record, read_object, validated
 from congener.report.page import WIDE, Pair, template
 from congener.report.svg import SERIES, Chart, style
-from congener.report.words import NOTHING, Unit, count, p_value, signed, unit_for
+from congener.report.words import NOTHING, Unit, count, metric_name, p_value, signed, unit_for
 from congener.runlog import write_text
 
 __all__ = ["holds_records", "read_records", "write_records"]
@@ -34,14 +34,14 @@ NOTES = (
     "rate and weight decay were chosen on a validation slice of the training data. Figures are "
     "those of the last step on the test set.",
     "Bold is what a paired t-test over the seeds tells apart at p < 0.05; of twenty comparisons of "
-    "equals, one looks so by chance. The control is a classifier that is no network; hard labels "
+    "equals, one looks so by chance. The control is the best method without a network; hard labels "
     "and KD are the plain ways to learn from the same teacher.",
 )
 Verdict = Literal["better than", "not separated from", "worse than"]
 
 
 class Control(Record):
-    """A classifier that is no network; its metric may be another than the record's."""
+    """The best method without a network; its metric may be another than the record's."""
 
     classifier: str
     metric: str
@@ -239,7 +239,7 @@ def _picture(records: Sequence[Summary], unit: Unit, name: str) -> Pair:
     levels = {LEVELS[other]: mean for record in records for other, mean in record.others.items()}
     told = [f"{system} {unit.text(float(np.mean(values)))}" for system, values in rows.items()]
     told += [f"{level} {unit.text(mean)}" for level, mean in levels.items()]
-    label = f"Dot chart of {records[0].metric}, mean over seeds: {', '.join(told)}."
+    label = f"Dot chart of {metric_name(records[0].metric)}, mean over seeds: {', '.join(told)}."
 
     def draw(width: float, kind: str) -> Chart:
         return charts.dots(
@@ -256,7 +256,7 @@ def _row(name: str, record: Summary, unit: Unit) -> Row:
     levels = {each: unit.number(others.get(each)) for each in BESIDE}
     if record.control is not None and "control" not in others:
         levels["control"] = f"{unit_for([record.control.value]).text(record.control.value)}"
-        levels["control"] += f" {record.control.metric}"
+        levels["control"] += f" {metric_name(record.control.metric)}"
     taught = unit.number(record.teacher[0]) if record.teacher else NOTHING
     return Row(
         link=quote(f"{name}/recipe.yaml"),
@@ -361,7 +361,7 @@ def _markdown(groups: Sequence[Group], headline: str) -> str:
                 [
                     _plain(
                         f"{group.first.data}, {group.first.student}, "
-                        f"{group.first.metric}{group.unit.suffix}"
+                        f"{metric_name(group.first.metric)}{group.unit.suffix}"
                     ),
                     f"[{_plain(row.system)}]({row.link})",
                     f"{result} {row.spread}".strip(),

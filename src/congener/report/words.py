@@ -14,8 +14,10 @@ __all__ = [
     "NOTHING",
     "SummaryRow",
     "Unit",
+    "begin",
     "count",
     "headline",
+    "metric_name",
     "p_value",
     "signed",
     "size",
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 NOTHING = "–"
+SPELLED = {"auprc": "AUPRC", "auroc": "AUROC", "map": "mAP", "mrr": "MRR"}
+"""Parts of the names of metrics that are not written as other words are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,26 @@ def unit_for(values: Iterable[float]) -> Unit:
     """Percent when every value is a fraction."""
     fractions = all(0.0 <= value <= 1.0 for value in values if math.isfinite(value))
     return PERCENT if fractions else Unit(1.0, "", 3, "")
+
+
+def metric_name(key: str) -> str:
+    """The name of a metric, in words.
+
+    >>> metric_name("micro_auprc"), metric_name("recall_at_1"), metric_name("accuracy")
+    ('micro AUPRC', 'recall@1', 'accuracy')
+    """
+    parts = key.replace("_at_", "@").split("_")
+    return " ".join(SPELLED.get(part, part) for part in parts)
+
+
+def begin(text: str) -> str:
+    """Text at the beginning of a sentence: its first letter is a capital.
+
+    >>> begin("micro AUPRC"), begin("mAP")
+    ('Micro AUPRC', 'mAP')
+    """
+    first = text.partition(" ")[0]
+    return text if first in SPELLED.values() else text[:1].upper() + text[1:]
 
 
 def signed(value: float | None, digits: int = 1) -> str:
@@ -167,7 +191,7 @@ def seeds(number: int) -> str:
 
 def headline(run: Run) -> str:
     """The result in one or two sentences, whichever way it went."""
-    unit, metric = unit_of(run), run.metrics.metric
+    unit, metric = unit_of(run), metric_name(run.metrics.metric)
     teacher = run.first("teacher")
     tail = f"; the teacher has {unit.text(run.arms[teacher].mean)}" if teacher else ""
     lone, sign = run.first("alone"), 1 if run.metrics.higher_is_better else -1
@@ -238,7 +262,7 @@ def tiles(run: Run) -> list[tuple[str, str]]:
     best, teacher_name = run.best, run.first("teacher")
     if best is None:
         return []
-    unit, metric, arm = unit_of(run), run.metrics.metric, run.arms[best]
+    unit, metric, arm = unit_of(run), metric_name(run.metrics.metric), run.arms[best]
     comparison = run.metrics.comparisons.get(best)
     teacher = run.arms[teacher_name] if teacher_name else None
     over = f"mean of {seeds(arm.n)}" if arm.n > 1 else "one seed"
