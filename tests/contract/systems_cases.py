@@ -6,11 +6,14 @@ from functools import partial
 from typing import Any, Literal
 
 from tests.systems.tiny import (
+    TinyPairTask,
     TinyPictureTask,
     TinyTask,
     TwoViewTask,
     conv_net,
     conv_teacher,
+    coupled_net,
+    coupled_teacher,
     student_net,
     teacher_net,
 )
@@ -18,7 +21,17 @@ from torch import nn
 
 from congener.losses import AdaINLoss, CRDLoss, KDLoss, NDLoss, OFDLoss, SPLoss, SRRLLoss
 from congener.system import System
-from congener.systems import DML, MHKD, SSKD, STKD, BackwardKD, Distillation, SimKD, TwoViewCSKD
+from congener.systems import (
+    DML,
+    MHKD,
+    SSKD,
+    STKD,
+    BackwardKD,
+    Distillation,
+    MMHashing,
+    SimKD,
+    TwoViewCSKD,
+)
 from congener.task import Task
 from congener.types import Term
 
@@ -28,7 +41,8 @@ class SystemCase:
     """One public system in a tiny setting.
 
     ``build`` makes it from a task, a student and a teacher; ``student`` makes the bare student
-    (and takes ``norm=False``), ``teacher`` the untrained teacher. ``ranks``: whether two processes
+    (and takes ``norm=False``), ``teacher`` the untrained teacher. ``figure``: the task's loss among
+    its figures. ``ranks``: whether two processes
     train as one does, or only run (what couples samples within a process says so in ``why``).
     """
 
@@ -40,6 +54,7 @@ class SystemCase:
     ranks: Literal["exact", "run"] = "exact"
     why: str = ""
     lr: float = 2e-2
+    figure: str = "cross_entropy"
 
 
 def distillation(task: Task, student: nn.Module, teacher: nn.Module) -> System:
@@ -126,6 +141,17 @@ def cskd_two_view(task: Task, student: nn.Module, teacher: nn.Module) -> System:
     return TwoViewCSKD(student, teacher, task=task)
 
 
+def mm_hashing(task: Task, student: nn.Module, teacher: nn.Module, **options: Any) -> System:
+    return MMHashing(student, teacher, task=task, **options)
+
+
+def coupled(build: Callable[..., System], *covers: str) -> SystemCase:
+    return SystemCase(
+        covers, build, student=coupled_net, teacher=coupled_teacher, task=TinyPairTask,
+        figure="hashing",
+    )  # fmt: skip
+
+
 SYSTEMS: dict[str, SystemCase] = {
     "cskd, two views": SystemCase(("TwoViewCSKD",), cskd_two_view, task=TwoViewTask),
     "distillation": SystemCase(("Distillation",), distillation),
@@ -175,4 +201,7 @@ SYSTEMS: dict[str, SystemCase] = {
         ("SimKD",), simkd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
     ),
     "dml": SystemCase(("DML",), dml),
+    "mm_hashing": coupled(mm_hashing, "MMHashing"),
+    "mm_hashing, listed pairs": coupled(partial(mm_hashing, sampling="list")),
+    "mm_hashing, aligned": coupled(partial(mm_hashing, pairs="aligned", sampling="list")),
 }

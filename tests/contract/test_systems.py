@@ -71,7 +71,7 @@ def test_student_improves_in_30_steps(case: SystemCase) -> None:
     totals = [e["total"] for e in events if e["event"] == "step"]
     assert len(totals) == 30
     assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
-    figures = [e["metrics"]["cross_entropy"] for e in events if e["event"] == "evaluation"]
+    figures = [e["metrics"][case.figure] for e in events if e["event"] == "evaluation"]
     task = case.task()
     batch = batch_of(task, 30, "test")
     before = task.loss(case.student().eval()(batch["image"]), batch).item()

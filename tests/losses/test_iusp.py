@@ -1,14 +1,20 @@
 """IUSP: SP over the frames of each utterance, whatever their number."""
 
 from math import sqrt
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.losses import golden
-from torch import Tensor
+from tests.trajectory.processes import in_two_processes
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from congener.errors import ShapeError
 from congener.losses import IUSPLoss, iusp_loss, sp_loss
+from congener.ops.gram import cheapest_form
 
 Rows = list[list[float]]
 
@@ -188,6 +194,7 @@ def test_a_frame_counts_where_both_networks_have_one_that_does() -> None:
     student, teacher = utterances(17, 5)[0], utterances(17, 3)[1]
     mask = torch.tensor([[True, False, False]]).expand(3, 3)
     assert iusp_loss(student, teacher, mask=mask) < 1e-12  # one frame is like itself
+    assert iusp_loss(teacher, student, mask=mask) < 1e-12
     # The middle of frame 4 of 6 lies in frame 3 of 4, which does not count.
     student, teacher = utterances(18, 6)[0], utterances(18, 4)[1]
     mask = torch.tensor([[True, True, True, False]]).expand(3, 4)
@@ -236,7 +243,7 @@ def test_long_utterances_without_the_matrix(frames: int) -> None:
     expected = torch.zeros((), dtype=torch.float64)
     for b in range(3):
         s, t = (x[b, mask[b]] for x in (own, teacher))
-        s, t = (torch.nn.functional.normalize(x @ x.T, dim=1) for x in (s, t))
+        s, t = (normalize(x @ x.T, dim=1) for x in (s, t))
         expected = expected + (t - s).square().mean() / 3
     (expected_gradient,) = torch.autograd.grad(expected, own)
     torch.testing.assert_close(loss, expected)
@@ -255,3 +262,144 @@ def test_wrong_shapes_are_told() -> None:
         iusp_loss(student, utterances(0, 9)[1], mask=torch.ones(3, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="mask must be boolean"):
         iusp_loss(student, teacher, mask=torch.ones(3, 6))
+    with pytest.raises(ValueError, match="average must be one of 'pairs', 'frames'"):
+        iusp_loss(student, teacher, average="frame")  # type: ignore[arg-type]
+
+
+def test_one_frame_is_like_itself_whatever_it_holds() -> None:
+    student, teacher = utterances(20, frames=1)
+    student.requires_grad_()
+    for average in ("pairs", "frames"):
+        loss = iusp_loss(student, teacher, average=average)
+        (gradient,) = torch.autograd.grad(loss, student)
+        assert loss.abs() < 1e-15
+        assert gradient.abs().max() < 1e-15
+
+
+def test_rows_or_columns_may_be_normalised() -> None:
+    """G is symmetric, so that the peer's division of columns gives the same number."""
+    student, teacher = utterances(21)
+    grams = [x @ x.mT for x in (student, teacher)]
+    s, t = (g / g.norm(dim=1, keepdim=True) for g in grams)
+    torch.testing.assert_close(iusp_loss(student, teacher), (t - s).square().mean())
+
+
+def test_average_over_frames_is_that_over_pairs_times_their_number() -> None:
+    student, teacher = utterances(22)
+    lengths = torch.tensor([6, 3, 1])
+    mask = torch.arange(6) < lengths.unsqueeze(1)
+    by_pairs = iusp_loss(student, teacher, mask=mask, reduction="none")
+    found = iusp_loss(student, teacher, average="frames", mask=mask, reduction="none")
+    torch.testing.assert_close(found, lengths * by_pairs)
+    expected = IUSPLoss(average="frames")(student, teacher, mask)
+    torch.testing.assert_close(expected, found.mean())
+    for side in (student, student.relu()):
+        assert iusp_loss(side, teacher, average="frames") <= 4
+
+
+def test_average_over_frames_does_not_depend_on_their_number() -> None:
+    """Six events in noise, for 50 to 800 frames: one weight does for all."""
+    generator = torch.Generator().manual_seed(23)
+    events = torch.randn(6, 8, generator=generator)
+    by_frames, by_pairs = {}, {}
+    for frames in (50, 200, 800):
+        teacher = events[torch.arange(frames) % 6].expand(4, -1, -1)
+        noise = 0.7 * torch.randn(4, frames, 8, generator=generator)
+        by_frames[frames] = iusp_loss(teacher + noise, teacher, average="frames").item()
+        by_pairs[frames] = iusp_loss(teacher + noise, teacher).item()
+    assert by_frames[800] == pytest.approx(by_frames[50], rel=0.1)
+    assert by_pairs[800] == pytest.approx(by_pairs[50] / 16, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "dims", "form"), [(200, 64, "dense"), (1000, 64, "moments"), (1000, 600, "tiled")]
+)
+def test_each_form_is_the_definition(frames: int, dims: int, form: str) -> None:
+    """Value and gradient, in float64, of the form that the shape asks for."""
+    assert cheapest_form(frames, dims) == form
+    generator = torch.Generator().manual_seed(24)
+    teacher = torch.randn(frames, dims, generator=generator, dtype=torch.float64).relu()
+    student = teacher + torch.randn(frames, dims, generator=generator, dtype=torch.float64)
+    student, teacher = student[None].requires_grad_(), teacher[None, :, :48]
+    loss = iusp_loss(student, teacher)
+    (gradient,) = torch.autograd.grad(loss, student)
+    s, t = (normalize(x @ x.mT, dim=2) for x in (student, teacher))
+    expected = (t - s).square().mean()
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    assert (loss - expected).abs() < 1e-9 * expected
+    assert (gradient - expected_gradient).abs().max() < 1e-9 * expected_gradient.abs().max()
+
+
+class Heard(nn.Module):
+    """A network of sound: convolutions (batch, 4, frames / stride, 3), and a GRU over them."""
+
+    def __init__(self, stride: int, dims: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.convolution = nn.Conv2d(1, 4, (stride, 3), stride=(stride, 3))
+        self.recurrent = nn.GRU(12, dims, batch_first=True)
+        self.double()
+
+    def forward(self, bands: Tensor) -> tuple[Tensor, Tensor]:
+        maps: Tensor = self.convolution(bands.unsqueeze(1)).relu()
+        states: Tensor = self.recurrent(maps.transpose(1, 2).flatten(2))[0]
+        return maps, states
+
+
+@pytest.mark.parametrize("taps", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_networks_of_unlike_resolution_and_clips_of_unlike_length(taps: tuple[int, int]) -> None:
+    """Padding counts nothing, for maps and states, where the student has twice the frames."""
+    student, teacher = Heard(2, 5, seed=0), Heard(4, 7, seed=1)
+    generator = torch.Generator().manual_seed(25)
+    lengths = [16, 12, 4]
+    bands = torch.randn(3, 16, 9, generator=generator, dtype=torch.float64)
+    each = [
+        iusp_loss(student(bands[b : b + 1, :n])[taps[0]], teacher(bands[b : b + 1, :n])[taps[1]])
+        for b, n in enumerate(lengths)
+    ]
+    expected = torch.stack(each).mean()
+    wanted = torch.autograd.grad(expected, [*student.convolution.parameters()])
+    mask = torch.arange(8) < torch.tensor(lengths).unsqueeze(1) / 2
+    features = student(bands)[taps[0]], teacher(bands)[taps[1]]
+    padded = iusp_loss(*features, mask=mask)
+    torch.testing.assert_close(padded, expected)
+    found = torch.autograd.grad(padded, [*student.convolution.parameters()])
+    torch.testing.assert_close(found, wanted)
+    assert max(float(x.abs().max()) for x in found) > 1e-6
+    assert not torch.isclose(iusp_loss(*features), expected, rtol=1e-3)  # the mask counts
+
+
+SHARES = (slice(0, 4), slice(4, 5))
+"""Four clips on one process, one on the other."""
+
+
+def clips() -> tuple[Tensor, Tensor, Tensor]:
+    """Of 6, 4, 0, 2 and 3 frames."""
+    student, teacher = utterances(26, batch=5)
+    return student, teacher, torch.arange(6) < torch.tensor([6, 4, 0, 2, 3]).unsqueeze(1)
+
+
+def value_and_gradient(own: slice, scope: Literal["global", "local"]) -> tuple[Tensor, Tensor]:
+    student, teacher, mask = (x[own] for x in clips())
+    student.requires_grad_()
+    loss = iusp_loss(student, teacher, mask=mask, scope=scope)
+    (gradient,) = torch.autograd.grad(loss, student)
+    return loss.detach(), gradient
+
+
+def on_a_process(rank: int) -> dict[str, tuple[Tensor, Tensor]]:
+    dist.init_process_group("gloo")
+    return {scope: value_and_gradient(SHARES[rank], scope) for scope in ("global", "local")}
+
+
+def test_two_processes_weigh_their_clips_by_number(tmp_path: Path) -> None:
+    """Of five clips four count, three of them on one process: no mean of means."""
+    found = in_two_processes(tmp_path, on_a_process)
+    value, gradient = value_and_gradient(slice(None), "local")
+    for result in found:
+        torch.testing.assert_close(result["global"][0], value)
+    averaged = torch.cat([result["global"][1] for result in found]) / 2  # what DDP makes of them
+    torch.testing.assert_close(averaged, gradient)
+    local = [result["local"][0] for result in found]
+    torch.testing.assert_close((3 * local[0] + local[1]) / 4, value)
+    assert not torch.isclose(sum(local) / 2, value, rtol=1e-2)

@@ -113,6 +113,9 @@ def test_bits_may_be_reordered_and_flipped_together() -> None:
     torch.testing.assert_close(loss_of(first.flip(1), second.flip(1)), expected)
     torch.testing.assert_close(loss_of(flip * first, flip * second), expected)
     assert not torch.isclose(loss_of(flip * first, second), expected, rtol=1e-3)
+    ranking = (binary_codes(first) @ binary_codes(second).T).argsort(dim=1, stable=True)
+    flipped = binary_codes(flip * first) @ binary_codes(flip * second).T
+    assert torch.equal(flipped.argsort(dim=1, stable=True), ranking)
 
 
 def test_without_margin_unlike_pairs_count_nothing() -> None:
@@ -148,13 +151,18 @@ def test_lone_sample_is_drawn_to_itself() -> None:
     torch.testing.assert_close(loss, (first - second).square().sum() / 2)
 
 
-@pytest.mark.parametrize("bits", [1, 7, 64])
+@pytest.mark.parametrize("bits", [1, 7, 9, 64, 65, 100])
 def test_bits_and_distances(bits: int) -> None:
     first, second = (binary_codes(golden.wave((5, bits), phase)) for phase in (0.1, 1.3))
     differing = (first != second).sum(dim=1).double()
     assert set(first.unique().tolist()) <= {-1.0, 1.0}
     assert ((bits - (first * second).sum(dim=1)) / 2 == differing).all()
     assert ((first - second).square().sum(dim=1) / 4 == differing).all()
+    packed = [
+        [int("".join("1" if bit > 0 else "0" for bit in row), 2) for row in code.tolist()]
+        for code in (first, second)
+    ]
+    assert [(a ^ b).bit_count() for a, b in zip(*packed, strict=True)] == differing.tolist()
     assert binary_codes(torch.zeros(1, 1)).item() == -1
 
 

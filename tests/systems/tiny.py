@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from congener.engine.feed import evaluation_batches
+from congener.losses import mm_hashing_loss
 from congener.ops.collectives import global_mean
 from congener.task import Metrics, Task
 from congener.types import Batch
@@ -109,6 +110,34 @@ class TwoViewTask(TinyTask):
         return batch | {"strong_image": batch["image"] + 0.5 * batch["image"].flip(1)}
 
 
+class TinyPairTask(TinyTask):
+    """:class:`TinyTask` whose points have a half in each of two modalities; codes are learnt."""
+
+    metric = "hashing"
+    higher_is_better = False
+    class_names = ()
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        first, second = logits.unbind(1)
+        return mm_hashing_loss(first, second, batch["labels"], first_weight=0.0, second_weight=0.0)
+
+    def metrics(self, device: torch.device) -> Metrics:
+        return _PairFigures(self)
+
+
+class _PairFigures:
+    def __init__(self, task: TinyPairTask) -> None:
+        self.task = task
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, result: Any, batch: Batch) -> None:
+        self.parts.append((result, batch["labels"]))
+
+    def compute(self) -> dict[str, float]:
+        logits, labels = (torch.cat(column) for column in zip(*self.parts, strict=True))
+        return {"hashing": self.task.loss(logits, {"labels": labels}).detach().item()}
+
+
 def batch_of(task: Task, count: int = 12, split: str = "train") -> Batch:
     return next(
         evaluation_batches(task, task.splits[split], batch_size=count, share=(0, 1), workers=0)
@@ -162,3 +191,31 @@ def conv_net(width: int = 8, *, norm: bool = True, dropout: float = 0.0) -> nn.S
 def conv_teacher() -> nn.Sequential:
     """A wider network of pictures, with dropout."""
     return conv_net(12, dropout=0.5)
+
+
+class CoupledNet(nn.Module):
+    """A network for each half of a point; what it answers is their codes, (batch, 2, bits)."""
+
+    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, points: Tensor) -> Tensor:
+        halves = points.chunk(2, dim=1)
+        return torch.stack((self.first(halves[0]), self.second(halves[1])), dim=1)
+
+
+def coupled_net(width: int = 8, bits: int = 5, *, norm: bool = True) -> CoupledNet:
+    torch.manual_seed(6)
+
+    def half() -> nn.Sequential:
+        layers: list[nn.Module] = [nn.Linear(FEATURES // 2, width)]
+        layers += [nn.BatchNorm1d(width)] if norm else []
+        return nn.Sequential(*layers, nn.ReLU(), nn.Linear(width, bits), nn.Tanh())
+
+    return CoupledNet(half(), half())
+
+
+def coupled_teacher() -> CoupledNet:
+    """Wider networks, of longer codes."""
+    return coupled_net(16, 9)

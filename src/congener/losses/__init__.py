@@ -9,6 +9,7 @@ from congener.losses.backward_kd import backward_divergence
 from congener.losses.base import Loss
 from congener.losses.cckd import CCKDLoss, cckd_loss
 from congener.losses.ckd import CKDLoss, ckd_loss
+from congener.losses.compress import CompRessLoss, compress_loss
 from congener.losses.crd import crd_loss
 from congener.losses.crd_memory import crd_contrast_index, crd_update
 from congener.losses.crd_module import CRDLoss
@@ -49,6 +50,7 @@ from congener.losses.mlld import MLLDLoss, mlld_loss
 from congener.losses.mlld_parts import mlld_batch_loss, mlld_class_loss
 from congener.losses.mm_hashing import MMHashingLoss, mm_hashing_loss
 from congener.losses.mm_hashing_parts import binary_codes
+from congener.losses.multilabel_kd import MultiLabelKDLoss, multilabel_kd_loss
 from congener.losses.nd import NDLoss, nd_loss
 from congener.losses.nd_parts import class_means
 from congener.losses.neighbour_correlation import (
@@ -88,6 +90,7 @@ __all__ = [
     "CRDLoss",
     "CSKDLoss",
     "CWDLoss",
+    "CompRessLoss",
     "DISTLoss",
     "DKDLoss",
     "EmbeddingMSELoss",
@@ -110,6 +113,7 @@ __all__ = [
     "MMHashingLoss",
     "MarginMSELoss",
     "MixKDLoss",
+    "MultiLabelKDLoss",
     "NDLoss",
     "NSTLoss",
     "NeighbourCorrelationLoss",
@@ -141,6 +145,7 @@ __all__ = [
     "channel_statistics",
     "ckd_loss",
     "class_means",
+    "compress_loss",
     "crd_contrast_index",
     "crd_loss",
     "crd_update",
@@ -183,6 +188,7 @@ __all__ = [
     "mlld_class_loss",
     "mlld_loss",
     "mm_hashing_loss",
+    "multilabel_kd_loss",
     "nckd_loss",
     "nd_loss",
     "neighbour_correlation_loss",

@@ -1,7 +1,6 @@
 r"""Multimodal similarity-preserving hashing, MM-NN (Masci et al., IEEE TPAMI 2014).
 
-Images and their tags, say, get codes in one space: those of like samples coincide and those of
-unlike ones keep a margin, between the two modalities and within each.
+Images and their tags, say, get codes in one space: like ones coincide, unlike ones stay apart.
 
 .. math::
     L = L_{xy} + \alpha_x L_{xx} + \alpha_y L_{yy}, \qquad
@@ -18,13 +17,13 @@ symbol                     argument                                default
 =========================  ======================================  ======================
 
 Conventions
-    P and N are all ordered pairs of equal and of unequal ``labels``, a sample with itself included,
-    the same for each term. A margin keeps margin²/4 bits apart and must stay below 2 √bits.
-    :func:`congener.losses.binary_codes` reads the bits, after training only.
+    P are all ordered pairs with a label in common, a sample with itself included, and N the others;
+    sample numbers as labels make each its only like. A margin keeps margin²/4 bits apart and must
+    stay below 2 √bits. :func:`congener.losses.binary_codes` reads the bits, after training only.
 
 Differences from the authors' code
-    None was found. The paper sums over lists of pairs; the means, margins and weights α are ours. A
-    public version (craffel/midi-dataset) has L_xy alone, no halves, and positives' mean over bits.
+    None was found. Means for the paper's sums over lists of pairs, margins and α are ours. A public
+    version (craffel/midi-dataset) has L_xy alone, no halves, and positives' mean over bits.
 """
 
 from typing import ClassVar, final
@@ -34,7 +33,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from congener.losses.base import Loss
-from congener.losses.mm_hashing_parts import check_codes, check_margins, pair_terms
+from congener.losses.mm_hashing_parts import check_codes, check_margins, known_rows, pair_terms
 from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
 from congener.ops.reduction import Reduction, check_reduction, reduce_samples
@@ -46,7 +45,7 @@ __all__ = ["MMHashingLoss", "mm_hashing_loss"]
 def mm_hashing_loss(
     first_code: Float[Tensor, "batch bits"],
     second_code: Float[Tensor, "batch bits"],
-    labels: Int[Tensor, " batch"],
+    labels: Int[Tensor, "batch *classes"] | Bool[Tensor, "batch classes"],
     *,
     margin: float = 2.0,
     first_margin: float = 2.0,
@@ -63,7 +62,7 @@ def mm_hashing_loss(
     Args:
         first_code: (batch, bits), of the samples in one modality.
         second_code: (batch, bits), of the same samples in the other; gradient flows into both.
-        labels: (batch,); samples of one label are alike. Sample numbers make each its only like.
+        labels: (batch,), or (batch, classes) of 0 and 1; negative: not known, as if absent.
         margin: m between the modalities.
         first_margin: m within the first.
         second_margin: m within the second.
@@ -79,7 +78,7 @@ def mm_hashing_loss(
 
     Raises:
         ShapeError: the codes differ in shape, or the labels or the mask do not fit.
-        ValueError: a wrong type, a negative margin, an unknown reduction or scope.
+        ValueError: a wrong type, a negative margin, an unknown word.
 
     >>> first, second = torch.tensor([[1.0], [-1.0]]), torch.tensor([[1.0], [0.0]])
     >>> mm_hashing_loss(first, second, torch.tensor([0, 1]), first_weight=0, second_weight=0)
@@ -89,6 +88,7 @@ def mm_hashing_loss(
     check_margins(margin=margin, first_margin=first_margin, second_margin=second_margin)
     check_reduction(reduction, scope)
     margins, weights = (margin, first_margin, second_margin), (1.0, first_weight, second_weight)
+    mask = known_rows(labels, mask)
     with torch.autocast(first_code.device.type, enabled=False):
         codes = upcast(first_code, second_code)
         per_sample = pair_terms(codes, labels, margins, weights, negative_weight, mask, scope)
@@ -143,7 +143,7 @@ class MMHashingLoss(Loss):
         self,
         first_code: Float[Tensor, "batch bits"],
         second_code: Float[Tensor, "batch bits"],
-        labels: Int[Tensor, " batch"],
+        labels: Int[Tensor, "batch *classes"] | Bool[Tensor, "batch classes"],
         mask: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
         """Call :func:`mm_hashing_loss` with the stored hyper-parameters."""

@@ -7,11 +7,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from congener.errors import ShapeError
+from congener.losses.mm_hashing_pairs import Shares, distances_between, labelled_shares
 from congener.ops.checks import check_floating, check_labels, check_mask
-from congener.ops.collectives import Scope, all_sum, batch_size, gather_rows
-from congener.ops.reduction import blank_rows
+from congener.ops.collectives import Scope, gather_rows
+from congener.ops.reduction import blank_rows, labelled
 
-__all__ = ["binary_codes", "check_codes", "check_margins", "pair_terms"]
+__all__ = [
+    "binary_codes",
+    "check_codes",
+    "check_margins",
+    "known_rows",
+    "pair_rows",
+    "pair_terms",
+]
 
 
 def binary_codes(code: Float[Tensor, "batch bits"]) -> Float[Tensor, "batch bits"]:
@@ -46,7 +54,15 @@ def check_codes(
             "let both networks end in as many outputs, and feed them the same samples."
         )
     check_mask(mask, first_code, "first_code")
-    check_labels(labels, first_code, "first_code")
+    if labels.dim() != 2:
+        check_labels(labels, first_code, "first_code")
+    elif labels.shape[0] != first[0] or not labels.shape[1]:
+        raise ShapeError(
+            f"labels {tuple(labels.shape)} must be (batch,) or (batch, classes) for first_code "
+            f"{first}; give one class number for each sample, or say which classes each has."
+        )
+    elif labels.is_floating_point() or labels.is_complex():
+        raise ValueError(f"labels must be integers or boolean, not {labels.dtype}; call .int().")
 
 
 def check_margins(**margins: float) -> None:
@@ -60,22 +76,27 @@ def check_margins(**margins: float) -> None:
             raise ValueError(f"{name} must be finite and not negative, not {margin}.")
 
 
+def known_rows(labels: Tensor, mask: Tensor | None) -> Tensor:
+    """Which samples count and have a label, (batch,); one of which no class is known has none."""
+    return labelled(labels if labels.dim() == 1 else labels.amax(dim=1), mask)
+
+
 def pair_terms(
     codes: tuple[Tensor, ...],
     labels: Tensor,
     margins: tuple[float, float, float],
     weights: tuple[float, float, float],
     negative_weight: float,
-    mask: Tensor | None,
+    mask: Tensor,
     scope: Scope,
 ) -> Tensor:
     """What each sample's pairs add to the terms between, within the first, within the second.
 
     Args:
         codes: of the two modalities, (batch, bits).
-        labels: (batch,).
+        labels: class numbers, or which classes each sample has.
         margins: m of the three terms.
-        weights: of the three terms.
+        weights: of the three terms; one of weight 0 is not computed.
         negative_weight: weight of the unlike pairs.
         mask: which samples count, (batch,).
         scope: whose samples make pairs.
@@ -84,39 +105,36 @@ def pair_terms(
         (batch,), whose mean over the samples in scope is the weighted sum of the terms.
     """
     first, second = (blank_rows(code, mask) for code in codes)
-    all_first, _ = gather_rows(first, scope=scope)
-    all_second, _ = gather_rows(second, scope=scope)
-    shares = _pair_shares(labels, first, negative_weight, mask, scope)
-    between = _pair_rows(first, all_second, margins[0], shares)
-    first_own = _pair_rows(first, all_first, margins[1], shares)
-    second_own = _pair_rows(second, all_second, margins[2], shares)
-    return weights[0] * between + weights[1] * first_own + weights[2] * second_own
+    shares = labelled_shares(labels, first, negative_weight, mask, scope)
+    terms = zip(((first, second), (first, first), (second, second)), margins, weights, strict=True)
+    rows = [
+        weight * pair_rows(*pair, shares, margin=margin, scope=scope)
+        for pair, margin, weight in terms
+        if weight
+    ]
+    return torch.stack(rows).sum(dim=0)
 
 
-def _pair_shares(
-    labels: Tensor, code: Tensor, negative_weight: float, mask: Tensor | None, scope: Scope
-) -> tuple[Tensor, Tensor]:
-    """How much the like and the unlike pairs count, (rows, rows in scope) each.
+def pair_rows(
+    code: Float[Tensor, "batch bits"],
+    other_code: Float[Tensor, "batch bits"],
+    shares: Shares,
+    *,
+    margin: float,
+    scope: Scope = "global",
+) -> Float[Tensor, " batch"]:
+    """What each sample adds to the term of its code with the other codes of all in scope.
 
-    Half the number of samples over that of such pairs: the mean over samples is half that over
-    pairs.
+    Args:
+        code: of one modality; masked rows zero.
+        other_code: of the same samples in the other, or ``code`` again for a term within one.
+        shares: how much the like and the unlike pairs count, of
+            :mod:`congener.losses.mm_hashing_pairs`.
+        margin: what unlike codes keep.
+        scope: whose samples make pairs.
     """
-    kept = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-    all_labels, _ = gather_rows(labels, scope=scope)
-    all_kept, _ = gather_rows(kept, scope=scope)
-    both = kept.unsqueeze(1) & all_kept
-    same = labels.unsqueeze(1) == all_labels
-    alike, unlike = (both & same).to(code.dtype), (both & ~same).to(code.dtype)
-    counts = all_sum(torch.stack((alike.sum(), unlike.sum())), scope=scope).clamp(min=1)
-    half = batch_size(code, mask, scope=scope) / 2
-    return half / counts[0] * alike, negative_weight * half / counts[1] * unlike
-
-
-def _pair_rows(
-    codes: Tensor, everyone: Tensor, margin: float, shares: tuple[Tensor, Tensor]
-) -> Tensor:
-    # Equal codes of unlike samples get no push: cdist's gradient is 0 where there is no direction.
-    distances = torch.cdist(codes, everyone, compute_mode="donot_use_mm_for_euclid_dist")
+    everyone, _ = gather_rows(other_code, scope=scope)
+    distances = distances_between(code, everyone)
     pulled = shares[0] * distances.square()
     pushed = shares[1] * (margin - distances).relu().square()
     return (pulled + pushed).sum(dim=1)

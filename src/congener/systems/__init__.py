@@ -5,8 +5,19 @@ from congener.systems.cskd_mlld import TwoViewCSKD
 from congener.systems.distillation import Distillation
 from congener.systems.dml import DML
 from congener.systems.mhkd import MHKD
+from congener.systems.mm_hashing import MMHashing
 from congener.systems.simkd import SimKD
 from congener.systems.sskd import SSKD
 from congener.systems.stkd import STKD
 
-__all__ = ["DML", "MHKD", "SSKD", "STKD", "BackwardKD", "Distillation", "SimKD", "TwoViewCSKD"]
+__all__ = [
+    "DML",
+    "MHKD",
+    "SSKD",
+    "STKD",
+    "BackwardKD",
+    "Distillation",
+    "MMHashing",
+    "SimKD",
+    "TwoViewCSKD",
+]

@@ -83,6 +83,17 @@ def with_teacher_fixed(loss: Call) -> Call:
     return with_labels(call)
 
 
+def with_tags(loss: Call) -> Call:
+    """Likewise, where a sample has two labels: the teacher's largest code and its smallest."""
+
+    def call(student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
+        rows = teacher.detach().unsqueeze(-1).flatten(1)
+        tags = (rows == rows.amax(1, True)) | (rows == rows.amin(1, True))
+        return loss(student, teacher.detach(), tags, **options)
+
+    return call
+
+
 def _candidates(teacher: Tensor) -> Tensor:
     """Which of twenty samples each row is, told from itself to follow it, and nine negatives."""
     first = teacher.detach().double()
@@ -196,6 +207,13 @@ LOSSES: dict[str, LossCase] = {
         with_teacher_fixed(partial(losses.mm_hashing_loss, **_HASHING)),
         make=pooled,
         module=wrapped(with_teacher_fixed, partial(losses.MMHashingLoss, **_HASHING)),
+        zero_at_match=False,
+    ),
+    "mm_hashing_tags": LossCase(
+        (),
+        with_tags(partial(losses.mm_hashing_loss, **_HASHING)),
+        make=pooled,
+        module=wrapped(with_tags, partial(losses.MMHashingLoss, **_HASHING)),
         zero_at_match=False,
     ),
 }

@@ -1,5 +1,7 @@
 """Losses of the frames within one utterance."""
 
+from functools import partial
+
 from congener import losses
 from congener.conformance.table.case import LossCase, features
 
@@ -12,6 +14,13 @@ LOSSES: dict[str, LossCase] = {
         losses.iusp_loss,
         make=features,
         module=losses.IUSPLoss,
+        batch_coupled=False,
+    ),
+    "iusp_of_frames": LossCase(
+        (),
+        partial(losses.iusp_loss, average="frames"),
+        make=features,
+        module=partial(losses.IUSPLoss, average="frames"),
         batch_coupled=False,
     ),
 }

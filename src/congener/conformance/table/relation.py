@@ -40,6 +40,16 @@ LOSSES: dict[str, LossCase] = {
         module=partial(losses.PKTLoss, variant="paper"),
         lone=0.0,
     ),
+    "compress": LossCase(
+        ("CompRessLoss", "compress_loss"),
+        partial(losses.compress_loss, temperature=0.5),
+        make=features,
+        module=partial(losses.CompRessLoss, temperature=0.5),
+        lone=0.0,
+    ),
+    "compress_published": LossCase(
+        (), losses.compress_loss, make=features, module=losses.CompRessLoss, lone=0.0
+    ),
     "cckd": LossCase(
         ("CCKDLoss", "cckd_loss"), losses.cckd_loss, make=features, module=losses.CCKDLoss, lone=0.0
     ),

@@ -1,4 +1,4 @@
-"""Losses of predictions: decoupled, standardised, multi-level, mixed, of several heads."""
+"""Losses of predictions: decoupled, standardised, multi-level, mixed, of tags, of heads."""
 
 from collections.abc import Callable
 from functools import partial
@@ -84,6 +84,12 @@ LOSSES: dict[str, LossCase] = {
         (),
         partial(losses.lskd_loss, variant="paper", temperature=3.0),
         module=partial(losses.LSKDLoss, 3.0, variant="paper"),
+    ),
+    "multilabel_kd": _alone(
+        ("MultiLabelKDLoss", "multilabel_kd_loss"),
+        losses.multilabel_kd_loss,
+        module=losses.MultiLabelKDLoss,
+        zero_at_match=False,
     ),
     "dkd": _alone(
         ("DKDLoss", "dkd_loss"),
