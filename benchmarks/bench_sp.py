@@ -1,4 +1,4 @@
-"""SP and IUSP against the formula as published code writes it: value and gradient.
+"""SP against the formula as published code writes it: value and gradient.
 
 python benchmarks/bench_sp.py [words]
 """
@@ -30,12 +30,6 @@ def sp(student: Tensor, teacher: Tensor) -> Tensor:
     return (teacher_gram - student_gram).square().sum() / len(student) ** 2
 
 
-def iusp(student: Tensor, teacher: Tensor) -> Tensor:
-    student_gram = F.normalize(student @ student.mT, dim=2)
-    teacher_gram = F.normalize(teacher @ teacher.mT, dim=2)
-    return (teacher_gram - student_gram).square().mean()
-
-
 def compare_sp(rows: int, width: int, goal: float, **goals: float) -> Comparison:
     return Comparison(
         f"sp {rows} x {width}",
@@ -49,17 +43,6 @@ def compare_sp(rows: int, width: int, goal: float, **goals: float) -> Comparison
         peer_package=peers.PACKAGE,
         same_as_peer=False,
         **goals,
-    )
-
-
-def compare_iusp(utterances: int, frames: int, width: int, goal: float) -> Comparison:
-    return Comparison(
-        f"iusp {utterances} x {frames} x {width}",
-        partial(features, utterances, frames, width),
-        partial(of_pair, iusp),
-        partial(of_pair, losses.iusp_loss),
-        goal=goal,
-        rtol=2e-5,
     )
 
 
@@ -92,10 +75,6 @@ BENCHES = [
         rtol=1e-2,  # plain's own rounding
         rounds=5,
     ),
-    compare_iusp(8, 100, 256, 1.1),
-    compare_iusp(8, 497, 256, 1.1),
-    compare_iusp(8, 998, 64, 0.5),
-    compare_iusp(8, 998, 256, 0.9),
 ]
 
 if __name__ == "__main__":

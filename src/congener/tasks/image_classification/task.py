@@ -2,8 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import ModuleType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +12,10 @@ from torch.utils.data import Dataset, TensorDataset, default_collate
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from congener.errors import CongenerError, DataError, RecipeError, did_you_mean
-from congener.naming import accepted_names, bind, resolve
+from congener.errors import DataError
 from congener.ops.collectives import global_mean
 from congener.task import Metrics, Task
+from congener.tasks.named import augmentation, named
 from congener.types import Batch
 
 from . import augment as augmentations
@@ -60,7 +59,7 @@ class ImageClassification(Task):
         augment: str | Mapping[str, Any] = "none",
         strong: str | Mapping[str, Any] | None = None,
     ) -> None:
-        divided = data if isinstance(data, Splits) else _load(data)
+        divided = data if isinstance(data, Splits) else named("data set", data, [datasets])()
         splits: dict[str, Dataset[Any]] = {"train": divided.train, "test": divided.test}
         if divided.teacher is not None:
             splits["teacher"] = divided.teacher
@@ -69,7 +68,7 @@ class ImageClassification(Task):
         self._describe(splits, divided.class_names, divided.mean, divided.std)
         self.normalisation = (divided.mean, divided.std)
         self._draw_views(blank, augment, strong)
-        self.augments = self._augment is not augmentations.none or strong is not None
+        self.augments = self._augment.func is not augmentations.none or strong is not None
 
     @classmethod
     def from_datasets(
@@ -104,7 +103,7 @@ class ImageClassification(Task):
         task._describe(splits, names, (0.0,), (1.0,))
         task.normalisation = normalisation
         task._draw_views(torch.zeros_like(image), augment, strong)
-        if task._augment is not augmentations.none or strong is not None:
+        if task._augment.func is not augmentations.none or strong is not None:
             task.augments = True
         elif type(train) is TensorDataset:
             task.augments = False
@@ -178,7 +177,7 @@ class ImageClassification(Task):
         """Augment (training only, once for each view), turn into floats, normalise."""
         images: Tensor = batch["image"]
         views = {"image": images}
-        if train and self._augment is not augmentations.none:
+        if train and self._augment.func is not augmentations.none:
             views["image"] = self._augment(images, batch["index"], seed=seed, epoch=epoch)
         if train and self._strong is not None:
             ids = batch["index"]
@@ -252,45 +251,12 @@ def _per_channel(values: tuple[float, ...], dimensions: int, device: torch.devic
     return torch.tensor(values, device=device).view(-1, *[1] * (dimensions - 2))
 
 
-def _named(given: str | Mapping[str, Any], what: str) -> tuple[str, dict[str, Any]]:
-    if isinstance(given, str):
-        return given, {}
-    arguments = dict(given)
-    name = arguments.pop("name", None)
-    if not isinstance(name, str):
-        raise RecipeError(f"{what} is a mapping without a 'name'; expected {{'name': ..., ...}}.")
-    return name, arguments
-
-
-def _load(data: str | Mapping[str, Any]) -> Splits:
-    name, arguments = _named(data, "data")
-    loader = resolve("data set", name, _public(datasets))
-    splits: Splits = loader(**bind("data set", name, loader, arguments))
-    return splits
-
-
-def _public(module: ModuleType) -> dict[str, Any]:
-    return {name: getattr(module, name) for name in module.__all__}
-
-
-def _augmentation(augment: str | Mapping[str, Any], sample: Tensor) -> Callable[..., Tensor]:
+def _augmentation(augment: str | Mapping[str, Any], sample: Tensor) -> "functools.partial[Tensor]":
     """The function, tried on a sample so that a wrong argument shows before training."""
-    name, arguments = _named(augment, "augment")
-    function: Callable[..., Tensor] = resolve("augmentation", name, _public(augmentations))
-    options = set(accepted_names(function)) - {"images", "ids", "seed", "epoch"}
-    for key in arguments:
-        if key not in options:
-            raise RecipeError(
-                f"The augmentation {name!r} takes no argument {key!r}; {did_you_mean(key, options)}"
-            )
-    chosen = functools.partial(function, **arguments) if arguments else function
-    try:
-        chosen(sample[None], torch.zeros(1, dtype=torch.int64), seed=0, epoch=0)
-    except CongenerError:
-        raise
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RecipeError(
-            f"The augmentation {name!r} does not work with {arguments} on samples of the shape "
-            f"{tuple(sample.shape)}: {error}"
-        ) from error
-    return chosen
+    one = torch.zeros(1, dtype=torch.int64)
+    return augmentation(
+        augment,
+        [augmentations],
+        lambda chosen: chosen(sample[None], one, seed=0, epoch=0),
+        own=("images",),
+    )

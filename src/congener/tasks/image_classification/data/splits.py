@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from congener.errors import DataError
+from congener.tasks.parts import PartsOptions, divide_positions
 from congener.types import Batch
 
 __all__ = ["ArrayDataset", "Arrays", "Division", "Splits", "check_arrays", "divide"]
@@ -82,14 +83,10 @@ class Splits:
     teacher: ArrayDataset | None = None
 
 
-class Division(TypedDict, total=False):
+class Division(PartsOptions, total=False):
     """How a training set is divided; every loader takes these options. See :func:`divide`."""
 
-    teacher: int | None
-    pool: int | None
-    labelled: int | None
     balanced: bool
-    holdout: int | None
 
 
 def check_arrays(what: str, arrays: Arrays, classes: int) -> None:
@@ -180,15 +177,7 @@ def divide(
     balanced: bool = False,
     holdout: int | None = None,
 ) -> Splits:
-    """Divide a training set of n samples, in its own order, into disjoint parts.
-
-    ======================================  =====================================================
-    samples                                 use
-    ======================================  =====================================================
-    0 … teacher-1                           split ``teacher``: the teacher's training set
-    teacher … teacher+pool-1                split ``train``: what the student sees
-    n-holdout … n-1                         split ``test``, instead of the test set, for tuning
-    ======================================  =====================================================
+    """Divide a training set, in its own order, as :func:`.divide_positions` says.
 
     Args:
         what: how messages call the data set.
@@ -213,44 +202,28 @@ def divide(
     check_arrays(f"The test set of {what}", test, classes)
     _check_classes(f"The training set of {what}", train.labels)
     _check_scale(mean, std, train.images)
-    options = {"teacher": teacher, "pool": pool, "labelled": labelled, "holdout": holdout}
-    for option, value in options.items():
-        least = 0 if option == "labelled" else 1
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise DataError(f"{option}={value!r} is not a number of samples; leave it out.")
     count = len(train.labels)
-    start = teacher or 0
-    end = count - (holdout or 0)
-    stop = end if pool is None else start + pool
-    if stop > end or stop <= start:
-        raise DataError(
-            f"{what} has {count} training samples, too few for teacher={start} + "
-            f"pool={'at least 1' if pool is None else pool} + holdout={holdout or 0}; lower one."
-        )
-    labels = train.labels[start:stop]
+    parts = divide_positions(
+        what, count, teacher=teacher, pool=pool, labelled=labelled, holdout=holdout
+    )
+    labels = train.labels[parts.train]
     if labelled is not None:
-        if labelled > len(labels):
-            raise DataError(
-                f"labelled={labelled} is more than the {len(labels)} samples the student sees; "
-                "lower labelled or enlarge pool."
-            )
         labels = _keep_labels(labels, labelled, balanced, classes)
     ids = torch.arange(count)
-    images = train.images[start:stop]
-    student_ids = ids[start:stop]
+    images = train.images[parts.train]
+    student_ids = ids[parts.train]
     if extra is not None:
         images = torch.cat([images, extra])
         labels = torch.cat([labels, labels.new_full((len(extra),), IGNORE)])
         student_ids = torch.cat([student_ids, count + torch.arange(len(extra))])
-    if holdout is not None:
-        test_split = ArrayDataset(train.images[end:], train.labels[end:], ids[end:])
-    else:
-        test_split = ArrayDataset(test.images, test.labels)
+    test_split = ArrayDataset(test.images, test.labels)
+    if (held := parts.test) is not None:
+        test_split = ArrayDataset(train.images[held], train.labels[held], ids[held])
     if not (test_split.labels != IGNORE).any():
         raise DataError(f"No sample of {what} to test on has a label; figures need some.")
     teacher_split = None
-    if teacher is not None:
-        teacher_split = ArrayDataset(train.images[:start], train.labels[:start], ids[:start])
+    if (own := parts.teacher) is not None:
+        teacher_split = ArrayDataset(train.images[own], train.labels[own], ids[own])
         _check_classes(f"The first {teacher} samples of {what}", teacher_split.labels)
     return Splits(
         train=ArrayDataset(images, labels, student_ids),
