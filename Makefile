@@ -2,6 +2,7 @@
 # make test   everything that CI checks
 # make docs   the pages of docs/methods, generated from the code and measured
 # make bench  speed and memory against plain loops, plain formulas and torchdistill; WORDS="cached store": a part
+# make emoji  fetch the pictures and names of emoji, for the tasks of retrieval
 # make records  every method against a tuned student alone, five seeds; hours on two cores
 PYTHON ?= python3
 VENV   := .venv
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 QUIETLY := --disable-pip-version-check --quiet --progress-bar off
 
-.PHONY: demo test test-all docs bench records lint types clean
+.PHONY: demo test test-all docs bench records emoji lint types clean
 
 demo: $(READY)
 	$(BIN)/congener run demo --out runs/demo $(if $(wildcard runs/demo/recipe.yaml),--resume)
@@ -33,7 +34,7 @@ FASHION := fashion_mnist-small_cnn-small_cnn
 BENCH   := OMP_NUM_THREADS=1 $(BIN)/congener bench --resume
 
 # What shares task, teacher, student and training is one comparison.
-records: $(READY)
+records: $(READY) emoji
 	$(BENCH) $(METHODS:%=%-$(MNIST)-mlp) --out runs/bench/mnist1d
 	$(BENCH) adain-$(MNIST)-cnn1d fitnets-$(MNIST)-cnn1d --out runs/bench/mnist1d-cnn1d
 	$(BENCH) cckd-$(MNIST)-mlp --out runs/bench/mnist1d-cckd
@@ -41,6 +42,15 @@ records: $(READY)
 	$(BENCH) $(METHODS:%=%-$(FASHION)) adain-$(FASHION) fitnets-$(FASHION) --holdout 2000 --out runs/bench/fashion
 	$(BENCH) cckd-$(FASHION) --holdout 2000 --out runs/bench/fashion-cckd
 	$(BENCH) cskd_two_view-$(FASHION) --holdout 2000 --out runs/bench/fashion-two-view
+	$(BENCH) iusp-instruments-crnn-small_crnn --out runs/bench/instruments
+	$(BENCH) relations-emoji-small_cnn-small_cnn --holdout 200 --out runs/bench/emoji
+	$(BENCH) mm_hashing-emoji_names-coupled-coupled --holdout 400 --out runs/bench/emoji_names
+
+# Pictures and names of emoji, for the tasks of retrieval; 136 MB.
+emoji:
+	mkdir -p data/emoji
+	test -n "$(wildcard data/emoji/*.tgz)" || npm pack --pack-destination data/emoji \
+	  emoji-datasource-google@16.0.0 emoji-datasource-twitter@16.0.0
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+import soundfile
 import typer
 from safetensors.torch import save_file
+from tests.tasks.retrieval.emoji_files import save_emoji
 
 from congener import api
 from congener.catalogue import losses_by_name
@@ -86,9 +89,29 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch) -> None:
     exec(compile(block.code, block.place, "exec"), {"__name__": "__main__"})
 
 
+@pytest.fixture(scope="session")
+def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a reader of the tutorials has: the packages of emoji, and a folder of clips."""
+    folder = tmp_path_factory.mktemp("reader")
+    save_emoji(folder / "data" / "emoji", 1920)
+    (folder / "sounds").mkdir()
+    lines = ["file,split,tags"]
+    for number in range(8):
+        waveform = np.sin(np.arange(4000) * (0.1 + number / 20)) / 2
+        soundfile.write(folder / "sounds" / f"{number}.wav", waveform, 16000)
+        split, tag = ("train", "test")[number % 2], ("dog", "siren", "dog;siren")[number % 3]
+        lines.append(f"{number}.wav,{split},{tag}")
+    (folder / "sounds" / "annotations.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
 @pytest.mark.parametrize("block", in_language("yaml"))
-def test_a_recipe_is_valid(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_valid(
+    block: Block, readers_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    for part in readers_files.iterdir():
+        Path(part.name).symlink_to(part)
     second = ImageClassification(data="mnist1d").build_model("cnn1d")
     save_file(second.state_dict(), "second.safetensors")
     path = tmp_path / "recipe.yaml"
