@@ -206,7 +206,7 @@ def list_(
         return
     console = Console(highlight=False)
     console.print("[bold]losses[/]  (congener show NAME, congener verify NAME)")
-    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     table.add_row(*(f"[dim]{word}[/]" for word in ("  name", "family", "needs", "batch", "paper")))
     for entry in known:
         if entry.kind == "loss" and entry.paper is not None:

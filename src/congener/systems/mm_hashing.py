@@ -10,12 +10,12 @@ of its own. Which samples are alike, ``pairs`` says: by ``"labels"``, those that
 common, and a sample without a label takes no part; ``"aligned"``, each its own only like, whatever
 the labels, so that all samples take part and L_x and L_y only keep samples apart.
 
-Which of the pairs of a batch count, ``sampling`` says
-    ``"all"`` of them, or a ``"list"`` as published: n aligned pairs (xᵢ, yᵢ) for the like ones, and
-    n unlike ones, which a random derangement of the samples makes. With labels a derangement may
-    pair like samples; then it is the next sample of the circle that is not. The circle is a
-    function of the step and the sample ids alone, so the list is the same after a resume, in
-    pieces and over processes, and it does not follow the seed: who shares a batch does.
+Which of the pairs of a batch count
+    By ``sampling``, ``"all"`` of them, or a ``"list"`` as published: n aligned pairs (xᵢ, yᵢ) for
+    the like ones, and n unlike ones, which a random derangement of the samples makes. With labels
+    a derangement may pair like samples; then it is the next sample of the circle that is not. The
+    circle is a function of the step and the sample ids alone, so the list is the same after a
+    resume, in pieces and over processes, and it does not follow the seed: who shares a batch does.
 
 Distilled hashing (ours, beyond the paper)
     L_soft is L_xy over all pairs of the batch, labelled or not, with the teacher's word for the

@@ -144,9 +144,9 @@ def test_silence_and_one_tag_are_shown_too() -> None:
     assert exhibit.rows["clip"][0].caption == "no tag"
     for row in exhibit.rows.values():
         assert all(panel.picture is not None and panel.picture.isfinite().all() for panel in row)
-    brief = notes("lhlh.........")  # what comes back in it does so at once
-    single = tagging([notes("l......."), brief, notes("l..l..l.")], [[1, 0, 0]] * 3,
-                     [SAMPLES, 2460, SAMPLES])  # fmt: skip
+    sustained = notes("llllhhhh")  # nothing comes back
+    single = tagging([sustained, notes("l......."), notes("l..l..l.")], [[1, 0, 0]] * 3,
+                     [SAMPLES] * 3)  # fmt: skip
     exhibit = shown(single, TAPS)
     assert exhibit.rows["clip"][0].caption == "low"
     assert exhibit.sound is not None

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["frame_similarities"]
 
-BANDS, APART = 64, 0.25
-"""Bands of the spectrogram, and seconds that are far apart."""
+BANDS, MOMENTS = 64, 60
+"""Bands of the spectrogram; moments into which a clip is divided to choose it."""
 
 
 def frame_similarities(
@@ -30,9 +30,9 @@ def frame_similarities(
     """A test clip: its spectrogram, and the frame similarities that IUSP compares.
 
     The clip is chosen by its sound alone: of the first 256 test clips, among those with two tags or
-    more (where there are any), the one in which moments far apart are most unlike in how alike they
-    are, as when notes come back. A network without a tap of its own is read at the first tap of the
-    others that it has; one that has none is left out.
+    more (where there are any), the one in which most comes back after something else was heard. A
+    network without a tap of its own is read at the first tap of the others that it has; one that
+    has none is left out.
 
     Args:
         task: whose test set it is.
@@ -59,15 +59,15 @@ def frame_similarities(
     return [
         Exhibit(
             "Which moments of a clip are alike",
-            "Above, the spectrogram of a test clip, high notes at the top. Below, for each "
-            "network, how alike any two of its moments are: both axes are time, and what comes "
-            "back shows off the diagonal. IUSP compares these matrices.",
+            "For each network, how alike any two moments of a test clip are: both axes are time, "
+            "and what comes back shows off the diagonal. IUSP compares these matrices. Below them, "
+            "the clip's spectrogram, high notes at the top.",
             {
-                "clip": [Panel(", ".join(tags) or "no tag", spectrogram, "spectrogram")],
                 "similarity of frames": [
                     Panel(name, _similarities(frames, shortest), "similarity")
                     for name, frames in sequences.items()
                 ],
+                "clip": [Panel(", ".join(tags) or "no tag", spectrogram, "spectrogram")],
             },
             sound=(waveform, task.sample_rate),
         )
@@ -79,23 +79,25 @@ def _telling_clip(task: "AudioTagging", front_end: LogMel) -> Batch:
     batch = next(batches_of(task, "test"))
     spectrograms = front_end(batch["waveform"], batch["length"])[:, 0]
     past = front_end.past(batch["length"], spectrograms.shape[1])
-    far = round(APART * task.sample_rate / front_end.hop)
-    variety = torch.stack([
-        _variety(each[~ended], far) for each, ended in zip(spectrograms, past, strict=True)
+    returns = torch.stack([
+        _returns(each[~ended]) for each, ended in zip(spectrograms, past, strict=True)
     ])  # fmt: skip
     several = (batch["labels"] > 0).sum(1) > 1
-    chosen = int((variety + 1).where(several, variety).argmax())
+    chosen = int(returns.where(several, returns - returns.max() - 1).argmax())
     length = int(batch["length"][chosen])
     clip = {k: v[[chosen]] if isinstance(v, Tensor) else v for k, v in batch.items()}
     return clip | {"waveform": clip["waveform"][:, :length]}
 
 
-def _variety(frames: Tensor, far: int) -> Tensor:
-    """How unlike each other the similarities of frames are that are so far apart; 0 to 1."""
-    directions = F.normalize(frames, dim=1)
-    places = torch.arange(len(frames))
-    similarities = (directions @ directions.T)[places - places[:, None] >= far]
-    return similarities.std(correction=0) if len(similarities) else frames.new_zeros(())
+def _returns(frames: Tensor) -> Tensor:
+    """How much comes back in a spectrogram, (frames, bands), after something else was there."""
+    short = F.adaptive_avg_pool1d(frames.T[None], min(len(frames), MOMENTS))[0].T
+    above = short - short.amin(0)
+    alike = above @ above.T
+    before = torch.ones_like(alike).tril(-1).bool()
+    # Of moment i and a later one j, the least alike to i of those between them.
+    between = alike.masked_fill(before, torch.inf).cummin(1).values
+    return (alike - between).masked_fill(before, 0).mean()
 
 
 def _frames(
