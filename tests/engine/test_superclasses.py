@@ -263,7 +263,11 @@ def test_alone_the_labelled_samples_keep_their_superclasses(
 @pytest.mark.parametrize(
     ("sampler", "changes", "sentence"),
     [
-        ("class_uniform", {"data": {"labelled": 150}}, "but 50 of 200 have no label; set labelled_per_batch, or use sampler"),
+        (
+            "class_uniform",
+            {"data": {"labelled": 150}},
+            "but 50 of 200 have no label; set labelled_per_batch, or use sampler",
+        ),
         ("superclass_uniform", {"teacher": None, "arms": {}}, "what the teacher sees; give a"),
         (
             "class_uniform",
