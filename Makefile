@@ -69,7 +69,7 @@ $(READY): pyproject.toml constraints.txt
 # 1.1.4 was the last torchdistill that could keep what a teacher says; it has a folder of its own.
 $(VENV)-bench/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/pip install $(QUIETLY) -c constraints.txt -e '.[image,int8]' torchdistill==1.1.5 datasets==5.2.0
+	$(VENV)-bench/bin/pip install $(QUIETLY) -c constraints.txt -e '.[image,int8,retrieval]' torchdistill==1.1.5 datasets==5.2.0
 	$(VENV)-bench/bin/pip install $(QUIETLY) --no-deps --upgrade --target $(VENV)-bench/torchdistill-1.1.4 torchdistill==1.1.4
 	touch $@
 
