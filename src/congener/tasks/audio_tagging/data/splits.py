@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from congener.errors import DataError
+from congener.tasks.in_memory import InMemory
 from congener.tasks.parts import PartsOptions, divide_positions
-from congener.types import Batch
 
 __all__ = [
     "ClipDataset",
@@ -25,7 +24,7 @@ IGNORE = -100
 Division = PartsOptions
 
 
-class ClipDataset(Dataset[Batch]):
+class ClipDataset(InMemory):
     """Clips in memory; a whole batch is one indexing operation.
 
     A batch is ``{"waveform", "length", "labels", "index"}``; ``index`` is the position in this
@@ -55,24 +54,10 @@ class ClipDataset(Dataset[Batch]):
         self.ids = torch.arange(len(labels)) if ids is None else ids
         self.frame_labels = frame_labels
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What a batch is made of, in memory: the engine indexes it where it finds it."""
+        """What a batch is made of, beside ``index``."""
         return {"waveform": self.waveform, "length": self.length, "labels": self.labels}
-
-    def __getitem__(self, index: int) -> Batch:
-        position = range(len(self))[index]
-        sample: Batch = {name: column[position] for name, column in self.columns.items()}
-        return sample | {"index": torch.tensor(position)}
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these clips, in this order."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        batch: Batch = {name: column[index] for name, column in self.columns.items()}
-        return batch | {"index": index}
 
     def part(self, rows: slice | Tensor) -> "ClipDataset":
         """Some of the clips."""

@@ -7,10 +7,9 @@ from typing import Literal, NamedTuple, TypedDict
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from congener.errors import DataError
-from congener.types import Batch
+from congener.tasks.in_memory import InMemory
 
 __all__ = [
     "IGNORE",
@@ -107,7 +106,7 @@ def known_rows(labels: Tensor) -> Tensor:
     return (labels != IGNORE).reshape(len(labels), -1).all(1)
 
 
-class PairDataset(Dataset[Batch]):
+class PairDataset(InMemory):
     """Pairs in memory; a whole batch is one indexing operation.
 
     A batch is ``{"first", "second", "labels", "query", "index"}``.
@@ -120,23 +119,10 @@ class PairDataset(Dataset[Batch]):
         self.pairs = pairs
         self.query = torch.zeros(len(pairs.labels), dtype=torch.bool) if query is None else query
 
-    def __len__(self) -> int:
-        return len(self.query)
-
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What a batch is made of, in memory: the engine indexes it where it finds it."""
+        """What a batch is made of, beside ``index``."""
         return {**self.pairs._asdict(), "query": self.query}
-
-    def __getitem__(self, index: int) -> Batch:
-        position = range(len(self))[index]
-        sample = {name: column[position] for name, column in self.columns.items()}
-        return sample | {"index": torch.tensor(position)}
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these items, in this order."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return {name: column[index] for name, column in self.columns.items()} | {"index": index}
 
 
 @dataclass(frozen=True, slots=True)

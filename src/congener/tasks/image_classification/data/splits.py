@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from congener.errors import DataError
+from congener.tasks.in_memory import InMemory
 from congener.tasks.parts import PartsOptions, divide_positions
-from congener.types import Batch
 
 __all__ = ["ArrayDataset", "Arrays", "Division", "Splits", "check_arrays", "divide"]
 
@@ -24,7 +23,7 @@ class Arrays(NamedTuple):
     labels: Tensor
 
 
-class ArrayDataset(Dataset[Batch]):
+class ArrayDataset(InMemory):
     """Samples in memory; a whole batch is one indexing operation.
 
     A batch is ``{"image", "labels", "index"}``; ``index`` is the position in this data set.
@@ -38,26 +37,10 @@ class ArrayDataset(Dataset[Batch]):
         self.labels = labels
         self.ids = torch.arange(len(labels)) if ids is None else ids
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What a batch is made of, in memory: the engine indexes it where it finds it."""
+        """What a batch is made of, beside ``index``."""
         return {"image": self.images, "labels": self.labels}
-
-    def __getitem__(self, index: int) -> Batch:
-        position = range(len(self))[index]
-        return {
-            "image": self.images[position],
-            "labels": self.labels[position],
-            "index": torch.tensor(position),
-        }
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these samples, in this order."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return {"image": self.images[index], "labels": self.labels[index], "index": index}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,17 +6,16 @@ from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from congener.errors import DataError
-from congener.types import Batch
+from congener.tasks.in_memory import InMemory
 
 __all__ = ["Division", "IdentityDataset", "Splits", "divide", "labelled_positions"]
 
 IGNORE = -100
 
 
-class IdentityDataset(Dataset[Batch]):
+class IdentityDataset(InMemory):
     """Samples in memory; a batch is ``{"image", "labels", "camera", "index"}``.
 
     Args:
@@ -28,24 +27,10 @@ class IdentityDataset(Dataset[Batch]):
     def __init__(self, images: Tensor, labels: Tensor, cameras: Tensor) -> None:
         self.images, self.labels, self.cameras = images, labels, cameras
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     @property
     def columns(self) -> dict[str, Tensor]:
-        """What a batch is made of, in memory: the engine indexes it where it finds it."""
+        """What a batch is made of, beside ``index``."""
         return {"image": self.images, "labels": self.labels, "camera": self.cameras}
-
-    def __getitem__(self, index: int) -> Batch:
-        position = torch.tensor(range(len(self))[index])
-        return {name: column[position] for name, column in self.columns.items()} | {
-            "index": position
-        }
-
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
-        """The batch of these samples, in this order."""
-        index = torch.as_tensor(indices, dtype=torch.int64)
-        return {name: column[index] for name, column in self.columns.items()} | {"index": index}
 
     def part(self, rows: Tensor) -> "IdentityDataset":
         """Some of the samples."""
