@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from congener.report.data import read_object
 from congener.runlog import Event, read_json, write_text
 from congener.runner import compare
 from congener.task import Task
+from congener.tasks.controls import best_of, scikit_learn
 
 __all__ = ["Record", "bench", "control", "merge"]
 
@@ -216,16 +216,12 @@ def control(task: Task, held: Task) -> dict[str, Any] | None:
     chosen_on = {
         name: make().fit(x, y).score(slice_x, slice_y) for name, make in candidates.items()
     }
-    name = max(chosen_on, key=lambda each: chosen_on[each])
-    model = candidates[name]().fit(*_arrays(task, "train"))
-    value = float(model.score(*_arrays(task, "test")))
-    return {
-        "classifier": name,
-        "metric": "accuracy",
-        "value": value,
-        "chosen_on": chosen_on,
-        "package": f"scikit-learn {metadata.version('scikit-learn')}",
-    }
+
+    def value(name: str) -> float:
+        model = candidates[name]().fit(*_arrays(task, "train"))
+        return float(model.score(*_arrays(task, "test")))
+
+    return best_of(chosen_on, "accuracy", value)
 
 
 def _are_images_of_classes(task: Task) -> bool:
@@ -245,15 +241,10 @@ def _control_once(task: Task, held: Task, path: Path, resume: bool) -> dict[str,
 
 
 def _classifiers() -> dict[str, Callable[[], Any]]:
-    try:
+    with scikit_learn():
         from sklearn.ensemble import HistGradientBoostingClassifier
         from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier
-    except ImportError as error:
-        raise CongenerError(
-            f"congener bench needs the package {error.name!r} for its non-neural control; install "
-            'it with: pip install "congener[bench]"'
-        ) from error
     return {
         "logistic regression, C=0.01": partial(LogisticRegression, C=0.01, max_iter=2000),
         "logistic regression, C=0.1": partial(LogisticRegression, C=0.1, max_iter=2000),

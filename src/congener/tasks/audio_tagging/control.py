@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from congener.errors import CongenerError
+from congener.tasks.controls import best_of, scikit_learn
 from congener.types import Batch
 
 from .front_end import LogMel
@@ -40,14 +39,9 @@ def best_control(task: "AudioTagging", held: "AudioTagging") -> dict[str, Any]:
     """
     candidates = _classifiers()
     chosen_on = _figures(held, candidates)
-    name = max(chosen_on, key=lambda each: chosen_on[each])
-    return {
-        "classifier": name,
-        "metric": task.metric,
-        "value": _figures(task, {name: candidates[name]})[name],
-        "chosen_on": chosen_on,
-        "package": f"scikit-learn {metadata.version('scikit-learn')}",
-    }
+    return best_of(
+        chosen_on, task.metric, lambda name: _figures(task, {name: candidates[name]})[name]
+    )
 
 
 def batches_of(task: "AudioTagging", split: str) -> Iterator[Batch]:
@@ -102,14 +96,9 @@ def _probability(make: Callable[[], Any], x: Tensor, y: Tensor, test_x: Tensor) 
 
 
 def _classifiers() -> dict[str, Callable[[], Any]]:
-    try:
+    with scikit_learn():
         from sklearn.ensemble import RandomForestClassifier
         from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise CongenerError(
-            f"congener bench needs the package {error.name!r} for its non-neural control; install "
-            'it with: pip install "congener[bench]"'
-        ) from error
     return {
         "logistic regression, C=0.01": partial(LogisticRegression, C=0.01, max_iter=2000),
         "logistic regression, C=0.1": partial(LogisticRegression, C=0.1, max_iter=2000),

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from congener.errors import CongenerError
+from congener.tasks.controls import best_of, scikit_learn
 
 from .data.splits import PairDataset, known_rows
 from .encoders import NGrams, Spectrogram
@@ -39,24 +38,12 @@ def best_control(task: "CrossModalRetrieval", held: "CrossModalRetrieval") -> di
     """
     methods = _methods(aligned=task.pairs == "aligned")
     chosen_on = {name: _figure(held, fit) for name, fit in methods.items()}
-    name = max(chosen_on, key=lambda each: chosen_on[each])
-    return {
-        "classifier": name,
-        "metric": task.metric,
-        "value": _figure(task, methods[name]),
-        "chosen_on": chosen_on,
-        "package": f"scikit-learn {metadata.version('scikit-learn')}",
-    }
+    return best_of(chosen_on, task.metric, lambda name: _figure(task, methods[name]))
 
 
 def _methods(*, aligned: bool) -> dict[str, Callable[[Sides, Tensor], Coder]]:
-    try:
+    with scikit_learn():
         import sklearn  # noqa: F401
-    except ImportError as error:
-        raise CongenerError(
-            f"congener bench needs the package {error.name!r} for its non-neural control; install "
-            'it with: pip install "congener[bench]"'
-        ) from error
     variates = {f"CCA, {bits} bits": partial(_cca, bits=bits) for bits in (8, 16, 32, 64)}
     if aligned:
         return dict(variates)

@@ -1,13 +1,12 @@
 """What finds identities without a network: the nearest neighbour by pixels."""
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from congener.errors import CongenerError
+from congener.tasks.controls import best_of, scikit_learn
 
 from .data.splits import IdentityDataset
 from .metrics import retrieval_figures
@@ -33,25 +32,13 @@ def nearest_neighbour(whole: Parts, slices: Parts, metric: str) -> Mapping[str, 
         return retrieval_figures(embedding, test.labels, test.cameras)[metric]
 
     chosen_on = {name: figure(each, slices[1]) for name, each in _embeddings(*slices).items()}
-    best = max(chosen_on, key=lambda name: chosen_on[name])
-    return {
-        "classifier": best,
-        "metric": metric,
-        "value": figure(_embeddings(*whole)[best], whole[1]),
-        "chosen_on": chosen_on,
-        "package": f"scikit-learn {metadata.version('scikit-learn')}",
-    }
+    return best_of(chosen_on, metric, lambda best: figure(_embeddings(*whole)[best], whole[1]))
 
 
 def _embeddings(train: IdentityDataset, test: IdentityDataset) -> dict[str, Tensor]:
     """The test set by its pixels, less the training set's mean, and by their components."""
-    try:
+    with scikit_learn():
         from sklearn.decomposition import PCA
-    except ImportError as error:
-        raise CongenerError(
-            f"The control without a network needs the package {error.name!r}; install it with: "
-            'pip install "congener[bench]"'
-        ) from error
     pixels, others = ((part.images.flatten(1).float() / 255).numpy() for part in (train, test))
     most = min(COMPONENTS[-1], *pixels.shape)
     model = PCA(most, svd_solver="randomized", random_state=0).fit(pixels)
