@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -392,6 +393,21 @@ def test_who_waited_for_a_draft_that_was_renamed_lets_go(tmp_path, monkeypatch, 
     if how == "renamed and removed":
         assert write(store, shard)
     assert right(store, torch.arange(7), 0)
+
+
+def test_who_comes_as_another_gives_a_file_its_name_leaves_no_draft(tmp_path, monkeypatch) -> None:
+    """Between looking for a file and opening its draft, its writer may have finished it."""
+    store, writing = create(tmp_path), stores._writing
+
+    def late(folder: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(stores, "_writing", writing)
+        assert write(create(store.folder), store.shards[0])
+        return writing(folder)
+
+    monkeypatch.setattr(stores, "_writing", late)
+    with store.claim(store.shards[0]) as draft:
+        assert draft is None
+    assert not list(tmp_path.rglob("*draft*"))
 
 
 def test_without_locks_work_is_done_twice_at_worst(tmp_path, monkeypatch) -> None:

@@ -235,8 +235,10 @@ class TeacherStore:
                     draft.unlink(missing_ok=True)
                     draft = draft.with_name(f"{draft.name}-{os.getpid()}")
                     file = draft.open("ab")
-            # Whoever had the lock before may have given the file its name.
-            mine = locked is not False and _same(file, draft) and not final.exists()
+            mine = locked is not False and _same(file, draft)
+            if mine and final.exists():  # given its name meanwhile, so that this draft is empty
+                draft.unlink(missing_ok=True)
+                mine = False
             with file:
                 yield Draft(shard, file, draft) if mine else None
 
