@@ -234,6 +234,8 @@ class Assembly:
         groups = superclasses
         if config.sampler == "class_uniform":
             groups = self._classes(split)
+        if config.sampler == "by_length":
+            groups = self._lengths(split)
         if labelled is None or distilled:
             return Training(train, config, labelled, groups)
         processes = process_state(config).num_processes
@@ -250,6 +252,15 @@ class Assembly:
                 "'superclass_uniform'."
             )
         return labels
+
+    def _lengths(self, split: str) -> Tensor:
+        lengths = self.task.lengths(split)
+        if lengths is None:
+            raise DataError(
+                "sampler='by_length' needs samples of unlike lengths, such as texts, and this task "
+                "tells none; use 'shuffle'."
+            )
+        return lengths
 
     def terms(self, arm: Arm) -> list[Term]:
         """The terms of an arm, as objects."""

@@ -55,6 +55,10 @@ class Task(ABC):
         """The one label of every sample of a split, (samples,), where they are at hand."""
         return None
 
+    def lengths(self, split: str) -> Tensor | None:
+        """How long every sample of a split is, such as its tokens, (samples,), for ``by_length``."""
+        return None
+
     @abstractmethod
     def build_model(self, name: str, **kwargs: Any) -> nn.Module:
         """Build a network by name, with this task's class count and input shape as defaults.
@@ -81,7 +85,10 @@ class Task(ABC):
 
     @abstractmethod
     def logits(self, result: Any) -> Tensor:
-        """The logits within what :meth:`call` returned, (batch, classes); or the codes."""
+        """The logits within what :meth:`call` returned, (batch, classes); or the codes.
+
+        Where :meth:`token_mask` says so, (tokens, vocab): a row for each token that it marks.
+        """
 
     @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -90,6 +97,26 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, device: torch.device) -> Metrics:
         """A fresh measuring instrument."""
+
+    def token_mask(self, batch: Batch) -> Tensor | None:
+        """Which tokens of each sample the logits answer for, (batch, tokens), row after row.
+
+        ``None``: the logits have one row for each sample.
+        """
+        return None
+
+    def targets(self, batch: Batch) -> Tensor | None:
+        """What each row of the logits should say; ``None``: that is not known of any."""
+        return batch.get("labels")
+
+    def respond(self, model: nn.Module, batch: Batch) -> Any:
+        """What :meth:`metrics` take in of a network: what :meth:`call` returns, or what it writes.
+
+        Args:
+            model: in evaluation mode, without gradient.
+            batch: a prepared batch.
+        """
+        return self.call(model, batch)
 
     def mask(self, batch: Batch, feature: Tensor) -> Tensor | None:
         """Which frames of a feature count, (batch, frames); ``None``: all.

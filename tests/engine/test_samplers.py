@@ -373,3 +373,39 @@ def test_the_stages_of_a_system_are_shuffled() -> None:
             return (FitStage("head", head, ()),)
 
     prepare(Asks(), TinyTask(30), TRAINING)
+
+
+LENGTHS = torch.randint(3, 90, (427,), generator=torch.Generator().manual_seed(8))
+BY_LENGTH: dict[str, Any] = {"batch_size": 4, "lengths": LENGTHS}
+
+
+def test_batches_by_length_have_each_sample_once_and_little_padding() -> None:
+    found = feed(None, 427, **BY_LENGTH)
+    assert sorted(torch.cat(found).tolist()) == list(range(427))
+    assert [len(batch) for batch in found] == [4] * 106 + [3]
+
+    def padding(batches: list[Tensor]) -> int:
+        return sum(int((LENGTHS[batch].max() - LENGTHS[batch]).sum()) for batch in batches)
+
+    assert padding(found) < 0.1 * padding(feed(None, 427, batch_size=4))
+    whole = [int(LENGTHS[batch].max()) for batch in found[:106]]
+    assert sorted(whole[:50]) != whole[:50]
+    assert max(whole[:20]) > 2 * min(whole[:20])  # short and long ones lie mixed
+
+
+def test_batches_by_length_are_new_in_each_epoch_and_shared_by_processes() -> None:
+    one, two = (feed(None, 427, epoch=epoch, **BY_LENGTH) for epoch in (0, 1))
+    assert [b.tolist() for b in one] == [b.tolist() for b in feed(None, 427, **BY_LENGTH)]
+    assert {frozenset(b.tolist()) for b in one} != {frozenset(b.tolist()) for b in two}
+    parts = [feed(None, 427, share=(rank, 2), **BY_LENGTH) for rank in (0, 1)]
+    joined = [torch.cat(pair).tolist() for pair in zip(*parts, strict=True)]
+    assert joined == [batch.tolist() for batch in one]
+
+
+def test_by_length_needs_lengths_and_whole_batches_to_itself() -> None:
+    config = FitConfig(steps=1, sampler="by_length", batch_size=4)
+    check_groups(config, LENGTHS, 427)
+    with pytest.raises(DataError, match="needs one group for each of the 427"):
+        check_groups(config, None, 427)
+    with pytest.raises(ValidationError, match="by_length"):
+        FitConfig(steps=1, sampler="by_length", batch_size=4, labelled_per_batch=2)

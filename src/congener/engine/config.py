@@ -22,6 +22,7 @@ class FitConfig(BaseModel):
         sampler: ``shuffle``, or CCKD's ``class_uniform`` and ``superclass_uniform``: some classes
             for each batch, or some clusters of the teacher's features, alike many samples of each.
             With ``labelled_per_batch``, ``class_uniform`` draws so many; the rest have no label.
+            ``by_length``: samples of like length, such as texts, so that little is padded.
         per_class: samples of a class or cluster in a batch. The paper's ablation has 2 and 4 ahead
             of shuffling, 8 behind it.
         superclasses: how many clusters ``superclass_uniform`` makes; the paper's number is not
@@ -76,7 +77,7 @@ class FitConfig(BaseModel):
     steps: Count | None = None
     batch_size: Count = 64
     labelled_per_batch: Annotated[int, Field(ge=0)] = 0
-    sampler: Literal["shuffle", "class_uniform", "superclass_uniform"] = "shuffle"
+    sampler: Literal["shuffle", "class_uniform", "superclass_uniform", "by_length"] = "shuffle"
     per_class: Count = 4
     superclasses: Count = 20
     views: Count | None = None
@@ -120,7 +121,12 @@ class FitConfig(BaseModel):
                 f"`labelled_per_batch` ({self.labelled_per_batch}) leaves no room for other "
                 f"samples in a batch of {self.batch_size}"
             )
-        if self.sampler != "shuffle":
+        if self.sampler == "by_length" and self.labelled_per_batch:
+            raise ValueError(
+                "`labelled_per_batch` and `sampler: by_length` both say what a batch is made of; "
+                "give one of them"
+            )
+        if self.grouped:
             self._check_blocks()
         if self.accumulate > 1 and self.shard in ("student", "both"):
             raise ValueError(
@@ -138,6 +144,11 @@ class FitConfig(BaseModel):
                 "into more pieces than it has samples"
             )
         return self
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a batch is made of blocks, each of one class or cluster."""
+        return self.sampler in ("class_uniform", "superclass_uniform")
 
     def view(self, epoch: int) -> int:
         """Which view of its samples an epoch has."""

@@ -35,7 +35,7 @@ def evaluate(
         ):
             batch = to_device(raw, accelerator.device)
             batch = task.prepare(batch, train=False, seed=0, epoch=0)
-            metrics.update(task.call(model, batch), batch)
+            metrics.update(task.respond(model, batch), batch)
     model.train(was_training)
     return {name: round(value, 7) for name, value in metrics.compute().items()}
 

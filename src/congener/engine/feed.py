@@ -15,6 +15,7 @@ from congener.engine.config import FitConfig
 from congener.engine.held import held
 from congener.engine.samplers import (
     by_group,
+    by_length,
     grouped_with_others,
     share_of,
     shuffled,
@@ -62,7 +63,7 @@ def steps_per_epoch(
             f"labelled_per_batch={marked} needs a training set in which some samples have a "
             "label and some have none; leave it out."
         )
-    if config.sampler != "shuffle":
+    if config.grouped:
         processes = 1  # every batch is full
     others = size(train) - (len(labelled) if marked and labelled is not None else 0)
     steps = steps_in_epoch(
@@ -92,15 +93,17 @@ def epoch_batches(
     labelled_per_batch: int = 0,
     groups: Tensor | None = None,
     per_group: int = 1,
+    lengths: Tensor | None = None,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """One process' share of the batches ``first`` to ``last`` (exclusive) of an epoch.
 
     The global batches are those of :mod:`.samplers`: of ``groups``, with ``labelled_per_batch`` of
-    the positions ``labelled`` in each, or both, or shuffled. ``share = (rank, processes)`` takes a
-    consecutive slice of each (of whole blocks, where there are ``groups``), so the union over
-    processes is the batch of one process. Random transforms of the data set draw as in the epoch
-    ``view``; default: this one. ``pin`` the memory of batches that are loaded for a GPU.
+    the positions ``labelled`` in each, or both, or of like ``lengths``, or shuffled. ``share =
+    (rank, processes)`` takes a consecutive slice of each (of whole blocks, where there are
+    ``groups``), so the union over processes is the batch of one process. Random transforms of the
+    data set draw as in the epoch ``view``; default: this one. ``pin`` the memory of batches that
+    are loaded for a GPU.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     count = size(dataset)
@@ -111,6 +114,8 @@ def epoch_batches(
         )
     elif groups is not None:
         whole = by_group(groups, batch_size, per_group, generator)
+    elif lengths is not None:
+        whole = by_length(lengths, batch_size, generator)
     elif some is not None:
         whole = with_labels(count, some, labelled_per_batch, batch_size, generator)
     else:

@@ -82,7 +82,8 @@ def fit(
         train: the training set.
         test: the set evaluated on; with none, the fit has no figures.
         labelled: positions in ``train`` that ``config.labelled_per_batch`` draws from.
-        groups: group of each sample of ``train``, such as its class, for ``config.sampler``.
+        groups: group of each sample of ``train``, such as its class, or its length, for
+            ``config.sampler``.
         seed: of the data order, augmentation and random layers.
         name: what the events of this fit are labelled with.
         log: where events go.
@@ -184,8 +185,8 @@ def fit(
                 task, train, batch_size=config.batch_size, seed=seed, epoch=epoch, view=view,
                 first=first, last=last, share=share, workers=config.workers,
                 labelled=labelled, labelled_per_batch=config.labelled_per_batch,
-                groups=None if config.sampler == "shuffle" else groups,
-                per_group=config.per_class, pin=accelerator.device.type == "cuda",
+                groups=groups if config.grouped else None, per_group=config.per_class,
+                lengths=groups if config.sampler == "by_length" else None, pin=accelerator.device.type == "cuda",
             )  # fmt: skip
             for raw in batches:
                 started = time.perf_counter()

@@ -3,7 +3,8 @@
 Shuffled: consecutive slices of one permutation. By group: a fixed number of samples from each of
 some groups, so that a batch has similar samples to relate (CCKD's samplers, Peng et al., ICCV 2019:
 the groups are classes, or superclasses, which are clusters of the teacher's features). Where few
-samples have a label, a part of a batch can be drawn by group and the rest from the others.
+samples have a label, a part of a batch can be drawn by group and the rest from the others. By length: samples of like
+length together, such as texts, so that little of a batch is padding.
 
 *Differences from the paper*: its samplers were not published. Ours are: an epoch has as many
 batches as a shuffled one, all of them full; a batch has a group once at most; a group's samples
@@ -16,12 +17,42 @@ from torch import Generator, Tensor
 from congener.engine.config import FitConfig
 from congener.errors import DataError
 
-__all__ = ["by_group", "check_groups", "grouped_with_others", "share_of", "shuffled", "with_labels"]
+__all__ = [
+    "by_group",
+    "by_length",
+    "check_groups",
+    "grouped_with_others",
+    "share_of",
+    "shuffled",
+    "with_labels",
+]
+
+STRETCH = 50
+"""Batches within which :func:`by_length` sorts; transformers' Trainer has 50, too."""
 
 
 def shuffled(samples: int, batch_size: int, generator: Generator) -> list[Tensor]:
     """Consecutive slices of one permutation; the last may be smaller."""
     return list(torch.split(torch.randperm(samples, generator=generator), batch_size))
+
+
+def by_length(lengths: Tensor, batch_size: int, generator: Generator) -> list[Tensor]:
+    """Batches of samples of like length, in an order drawn anew; the last may be smaller.
+
+    One permutation is cut into stretches of 50 batches, and each is sorted before it is cut.
+
+    Args:
+        lengths: of each sample, (samples,).
+        batch_size: samples of a batch.
+        generator: what all draws depend on.
+    """
+    order = torch.randperm(len(lengths), generator=generator)
+    stretches = torch.split(order, STRETCH * batch_size)
+    sort = [stretch[lengths[stretch].argsort(stable=True)] for stretch in stretches]
+    batches = [batch for stretch in sort for batch in torch.split(stretch, batch_size)]
+    whole = len(lengths) // batch_size
+    drawn = [batches[place] for place in torch.randperm(whole, generator=generator).tolist()]
+    return drawn + batches[whole:]
 
 
 def with_labels(
@@ -155,6 +186,8 @@ def check_groups(
             f"sampler={sampler!r} needs one group for each of the {samples} training samples, but "
             f"got {came}; pass `groups`, or set sampler to 'shuffle'."
         )
+    if not config.grouped:
+        return
     if config.labelled_per_batch and labelled is not None:
         size, groups = config.labelled_per_batch, groups[labelled]
     alone = int((groups < 0).sum())

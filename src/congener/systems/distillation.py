@@ -253,7 +253,7 @@ class _Bound:
             "teacher_logits": teacher.logits,
             "student_features": mine,
             "teacher_features": theirs,
-            "labels": batch.get("labels"),
+            "labels": self.task.targets(batch),
             "index": batch.get("index"),
         }
         pairs: list[dict[str, Any]] = []
