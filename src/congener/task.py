@@ -56,7 +56,7 @@ class Task(ABC):
         return None
 
     def lengths(self, split: str) -> Tensor | None:
-        """How long every sample of a split is, such as its tokens, (samples,), for ``by_length``."""
+        """How long each sample of a split is, as in tokens, (samples,), for ``by_length``."""
         return None
 
     @abstractmethod

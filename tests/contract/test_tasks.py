@@ -27,6 +27,7 @@ CONFIG = FitConfig(
     steps=12, batch_size=20, checkpoint_every=5, evaluate_every=6, log_every=1,
     threads=1, device="cpu",
 )  # fmt: skip
+WITHOUT_CONTROL = ("ImageClassification", "LanguageModelling")
 CASES = pytest.mark.parametrize("case", TASKS.values(), ids=TASKS)
 
 
@@ -46,6 +47,19 @@ def network(case: TaskCase, task: Task, which: str) -> nn.Module:
 
 def prepared(task: Task, split: str = "train", count: int = 12) -> Batch:
     return task.prepare(batch_of(task, count, split), train=False, seed=0, epoch=0)
+
+
+def said(task: Task, net: nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = task.logits(task.call(net, batch))
+    return logits
+
+
+def by_sample(task: Task, batch: Batch, rows: Tensor) -> list[Tensor]:
+    """What of the rows of the logits belongs to each sample: one, or one for each of its tokens."""
+    mask = task.token_mask(batch)
+    counts = [1] * len(batch["index"]) if mask is None else mask.sum(1).tolist()
+    return list(torch.split(rows, counts))
 
 
 def test_every_task_pack_is_listed() -> None:
@@ -94,13 +108,26 @@ def test_answers_follow_the_order_of_the_samples(case: TaskCase) -> None:
     task = case.build()
     batch, net = prepared(task), network(case, task, "student").eval()
     order = torch.arange(11, -1, -1)
-    with torch.no_grad():
-        said = task.logits(task.call(net, batch))
-        turned = task.logits(task.call(net, rows_of(batch, order)))
-        part = task.logits(task.call(net, rows_of(batch, slice(0, 5))))
-    assert said.shape[0] == 12
-    torch.testing.assert_close(turned, said[order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(part, said[:5], rtol=1e-4, atol=1e-5)
+    whole = by_sample(task, batch, said(task, net, batch))
+    assert len(whole) == 12
+    for rows in (order, torch.arange(5)):
+        some = rows_of(batch, rows)
+        expected = torch.cat([whole[place] for place in rows])
+        torch.testing.assert_close(said(task, net, some), expected, rtol=1e-4, atol=1e-5)
+
+
+@CASES
+def test_there_is_a_target_for_each_row_of_the_logits(case: TaskCase) -> None:
+    task = case.build()
+    batch, net = prepared(task), network(case, task, "student").eval()
+    targets, logits = task.targets(batch), said(task, net, batch)
+    assert targets is not None
+    assert len(targets) == len(logits)
+    mask = task.token_mask(batch)
+    if mask is not None:
+        assert mask.dtype == torch.bool
+        assert not mask[(batch["labels"] == task.ignore_label).all(1)].any()
+        assert (targets >= 0).all()
 
 
 def _loss(task: Task, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -114,15 +141,15 @@ def _loss(task: Task, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 def test_samples_without_a_label_are_as_if_absent_in_the_loss(case: TaskCase) -> None:
     task = case.build()
     batch, net = prepared(task, "test"), network(case, task, "student").eval()
-    logits = task.logits(task.call(net, batch)).detach()
-    blank = case.unlabelled(batch, slice(8, 12))
-    value, gradient = _loss(task, logits, blank)
-    expected, theirs = _loss(task, logits[:8], rows_of(batch, slice(0, 8)))
+    blank, first = case.unlabelled(batch, slice(8, 12)), rows_of(batch, slice(0, 8))
+    value, gradient = _loss(task, said(task, net, blank), blank)
+    expected, theirs = _loss(task, said(task, net, first), first)
     assert value > 0
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(gradient[:8], theirs)
-    assert not gradient[8:].any()
-    nothing, none = _loss(task, logits, case.unlabelled(batch, slice(0, 12)))
+    torch.testing.assert_close(gradient[: len(theirs)], theirs)
+    assert not gradient[len(theirs) :].any()
+    empty = case.unlabelled(batch, slice(0, 12))
+    nothing, none = _loss(task, said(task, net, empty), empty)
     assert nothing == 0
     assert not none.any()
 
@@ -133,8 +160,8 @@ def _loss_of_a_share(rank: int, name: str) -> tuple[Tensor, Tensor]:
     task = case.build()
     batch, net = prepared(task), network(case, task, "student").eval()
     mine = slice(0, 8) if rank == 0 else slice(8, 12)
-    logits = task.logits(task.call(net, batch)).detach()
-    return _loss(task, logits[mine], rows_of(batch, mine))
+    share = rows_of(batch, mine)
+    return _loss(task, said(task, net, share), share)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -142,7 +169,7 @@ def test_the_loss_is_that_of_the_global_batch(name: str, tmp_path: Path) -> None
     case = TASKS[name]
     task = case.build()
     batch, net = prepared(task), network(case, task, "student").eval()
-    value, gradient = _loss(task, task.logits(task.call(net, batch)), batch)
+    value, gradient = _loss(task, said(task, net, batch), batch)
     first, second = in_two_processes(tmp_path, _loss_of_a_share, name)
     torch.testing.assert_close(first[0], value)
     torch.testing.assert_close(second[0], value)
@@ -159,7 +186,7 @@ def _figures(case: TaskCase, sizes: Sequence[int]) -> dict[str, float]:
     with torch.no_grad():
         for count in sizes:
             batch = rows_of(whole, slice(start, start + count))
-            figures.update(task.call(net, batch), batch)
+            figures.update(task.respond(net, batch), batch)
             start += count
     return figures.compute()
 
@@ -174,7 +201,7 @@ def _figures_of_a_share(rank: int, name: str) -> dict[str, float]:
     for mine in ((slice(0, 9), slice(9, 13)), (slice(13, 20),))[rank]:
         batch = rows_of(whole, mine)
         with torch.no_grad():
-            figures.update(task.call(net, batch), batch)
+            figures.update(task.respond(net, batch), batch)
     return figures.compute()
 
 
@@ -329,7 +356,7 @@ def test_exhibits_are_plain_records(case: TaskCase) -> None:
 @CASES
 def test_a_control_is_chosen_on_the_slice(case: TaskCase) -> None:
     task, held = case.build(), case.build()
-    if case.covers == "ImageClassification":
+    if case.covers in WITHOUT_CONTROL:
         assert task.control(held) is None
         return
     found = task.control(held)

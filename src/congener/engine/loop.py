@@ -186,7 +186,8 @@ def fit(
                 first=first, last=last, share=share, workers=config.workers,
                 labelled=labelled, labelled_per_batch=config.labelled_per_batch,
                 groups=groups if config.grouped else None, per_group=config.per_class,
-                lengths=groups if config.sampler == "by_length" else None, pin=accelerator.device.type == "cuda",
+                lengths=groups if config.sampler == "by_length" else None,
+                pin=accelerator.device.type == "cuda",
             )  # fmt: skip
             for raw in batches:
                 started = time.perf_counter()

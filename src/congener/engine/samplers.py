@@ -3,8 +3,8 @@
 Shuffled: consecutive slices of one permutation. By group: a fixed number of samples from each of
 some groups, so that a batch has similar samples to relate (CCKD's samplers, Peng et al., ICCV 2019:
 the groups are classes, or superclasses, which are clusters of the teacher's features). Where few
-samples have a label, a part of a batch can be drawn by group and the rest from the others. By length: samples of like
-length together, such as texts, so that little of a batch is padding.
+samples have a label, a part of a batch can be drawn by group and the rest from the others. By
+length: samples of like length together, such as texts, so that little of a batch is padding.
 
 *Differences from the paper*: its samplers were not published. Ours are: an epoch has as many
 batches as a shuffled one, all of them full; a batch has a group once at most; a group's samples
