@@ -87,6 +87,7 @@ class Comparison:
         rounds: how many rounds are timed.
         peer: another toolkit's way; ``peer_package`` must be importable, else it is left out.
         same_as_peer: whether the peer computes the same numbers.
+        peer_goal: the largest ratio of ours to the peer in time, where it is installed.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Comparison:
     peer: Way | None = None
     peer_package: str | None = None
     same_as_peer: bool = True
+    peer_goal: float | None = None
 
     @property
     def names(self) -> Sequence[str]:
@@ -168,6 +170,9 @@ def _line(comparison: Comparison, times: dict[str, list[float]], peaks: dict[str
     if "peer" in times:
         more["ratio_to_peer"] = round(ratio(times["ours"], times["peer"]), 4)
         more["same_as_peer"] = comparison.same_as_peer
+        if comparison.peer_goal is not None:
+            more["peer_goal"] = comparison.peer_goal
+            met.append(more["ratio_to_peer"] <= comparison.peer_goal)
     return line(
         comparison.name, comparison.rounds,
         ratio=ratio(times["ours"], times["plain"]) if "plain" in times else None,

@@ -189,7 +189,7 @@ def test_a_token_that_one_excludes_is_no_nan(beta: float, side: int) -> None:
     assert pair[0].grad.isfinite().all()
     # infinite where a distribution gives something to what the other excludes
     infinite = {(0, 0.0), (1, 1.0)}
-    assert bool(loss > 1e300) is ((side, beta) in infinite)
+    assert bool(loss > 1e290) is ((side, beta) in infinite)
 
 
 def test_huge_logits_keep_their_value() -> None:
@@ -244,7 +244,7 @@ def test_a_token_that_the_student_alone_excludes_is_no_nan() -> None:
     own = student.requires_grad_()
     assert kd_loss(own, teacher) == torch.inf
     loss = gkd_loss(own, teacher, beta=0.0)
-    assert loss > 1e300
+    assert loss > 1e290
     loss.backward()
     assert own.grad is not None
     assert own.grad.isfinite().all()

@@ -9,10 +9,12 @@ from torch import Tensor
 from congener.conformance.contract import CHECKS, measure
 from congener.conformance.table import LOSSES
 from congener.conformance.table.case import logits
-from congener.errors import NonFiniteLossError
+from congener.errors import NonFiniteLossError, ShapeError
 from congener.ops import vocabulary
 from congener.ops.vocabulary import (
     Divergence,
+    common_prefix,
+    common_vocabulary,
     forward_kl,
     generalized_js,
     ranked_l1,
@@ -269,3 +271,35 @@ def test_compiled_is_plain_whatever_the_size(monkeypatch: pytest.MonkeyPatch) ->
     other = student.clone().requires_grad_()
     (expected,) = torch.autograd.grad(loss(other).sum(), other)
     assert_same(gradient, expected)
+
+
+def test_padding_is_cut_and_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "_CUT", set())
+    assert common_prefix(100, 100) == common_prefix(100, 100, 97) == 100
+    with pytest.warns(UserWarning, match=r"student's .* 151936 .* 152064; .* the first 151936 is"):
+        assert common_prefix(151936, 152064, 151665) == 151936
+    assert common_prefix(151936, 152064) == 151936  # in silence: warnings are errors
+    with pytest.warns(UserWarning, match=r"student's .* 152064 words and the teacher's 151936"):
+        assert common_prefix(152064, 151936) == 151936
+    with pytest.warns(UserWarning, match="the first 12 is"):
+        student, teacher = common_vocabulary(torch.ones(2, 3, 12), torch.ones(2, 3, 20), 12)
+    assert student.shape == teacher.shape == (2, 3, 12)
+
+
+@pytest.mark.parametrize(
+    ("student_size", "teacher_size", "tokenizer_size"),
+    [
+        (151936, 152064, 151937),  # a word that the student lacks
+        (32000, 32001, None),  # an added word
+        (50256, 50256 + 512, None),
+        (32, 40, None),  # a quarter of all words and more
+        (128256, 32000, None),
+    ],
+)
+def test_two_tokenizers_are_refused(
+    student_size: int, teacher_size: int, tokenizer_size: int | None
+) -> None:
+    for sizes in ((student_size, teacher_size), (teacher_size, student_size)):
+        told = rf"student's .* {sizes[0]} words and the teacher's {sizes[1]}.* by uld_loss"
+        with pytest.raises(ShapeError, match=told):
+            common_prefix(*sizes, tokenizer_size)

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 from congener.ops.checks import check_floating
+from congener.ops.collectives import rank_sizes
 
-__all__ = ["as_frames", "check_frames", "match_frames"]
+__all__ = ["as_frames", "check_frames", "counted_frames", "match_frames", "mean_frames"]
 
 
 def as_frames(feature: Tensor) -> Tensor:
@@ -47,6 +48,48 @@ def check_frames(student_feature: Tensor, teacher_feature: Tensor, mask: Tensor 
         )
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, not {mask.dtype}; call .bool().")
+
+
+def counted_frames(feature: Tensor, mask: Tensor | None, *, rows: bool) -> Tensor:
+    """What a loss that knows no frames is given of a feature whose frames do not all count.
+
+    Args:
+        feature: (batch, frames, dims).
+        mask: which frames count, (batch, frames); ``None``: all.
+        rows: for a loss that takes each sample by itself: every frame that counts is one, so that a
+            mean over samples is over such frames. Otherwise, for a loss that relates the samples of
+            a batch, the other frames are zero, which adds nothing to any product of two samples,
+            and there are as many as in the process that has most.
+
+    Returns:
+        (frames that count, dims) with ``rows``, else (batch, frames, dims); without a mask, the
+        feature.
+
+    >>> mask = torch.tensor([[True, True, False], [True, False, False]])
+    >>> counted_frames(torch.ones(2, 3, 1), mask, rows=True).shape
+    torch.Size([3, 1])
+    """
+    if mask is None:
+        return feature
+    if rows:
+        return feature[mask]
+    frames = feature.shape[1]
+    most = max(rank_sizes(feature.transpose(0, 1)) or [frames])
+    return F.pad(feature.masked_fill(~mask.unsqueeze(2), 0), (0, 0, 0, most - frames))
+
+
+def mean_frames(feature: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the frames that count.
+
+    Args:
+        feature: (batch, frames, dims).
+        mask: which frames count, (batch, frames).
+
+    Returns:
+        (batch, dims), zero where no frame counts.
+    """
+    kept = mask.unsqueeze(2)
+    return feature.masked_fill(~kept, 0).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
 
 
 def match_frames(

@@ -8,6 +8,7 @@ share one set of formulas and give the same numbers; what is compiled is always 
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,8 @@ __all__ = [
     "Probabilities",
     "check_share",
     "check_token_logits",
+    "common_prefix",
+    "common_vocabulary",
     "forward_kl",
     "generalized_js",
     "ranked_l1",
@@ -64,6 +67,9 @@ The gradient with respect to the student's logits is the slope minus q times the
 LEAN_FROM = 2**18
 """Logits of at least this many numbers take the lean form."""
 
+_CUT: set[tuple[int, int]] = set()
+"""The pairs of vocabulary sizes whose cut was told."""
+
 CHUNK, DEVICE_CHUNK = 2**17, 2**25
 """How many logits a processor, whose cache they should fit, and a GPU take at a time."""
 
@@ -93,6 +99,59 @@ def check_token_logits(
         )
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, not {mask.dtype}; call .bool().")
+
+
+def common_prefix(student_size: int, teacher_size: int, tokenizer_size: int | None = None) -> int:
+    """How many words two networks of one tokenizer share, whatever their vocabularies' padding.
+
+    Networks round a vocabulary up, each to a size of its own. What is cut is told, once for each
+    pair of sizes.
+
+    Args:
+        student_size: of the student's vocabulary, padding included.
+        teacher_size: of the teacher's.
+        tokenizer_size: words of the tokenizer that both read. Without it only what looks like
+            padding is cut: fewer than 512 words and a quarter, up to a multiple of 8 (ours).
+
+    Returns:
+        The smaller size: the words beyond it are padding.
+
+    Raises:
+        ShapeError: the sizes differ by more than padding.
+
+    >>> common_prefix(128, 128)
+    128
+    """
+    shared, larger = sorted((student_size, teacher_size))
+    padding = larger - shared
+    if not padding:
+        return shared
+    sizes = f"the student's vocabulary has {student_size} words and the teacher's {teacher_size}"
+    if tokenizer_size is None:
+        known, fits = "", larger % 8 == 0 and padding < 512 and 4 * padding < shared
+    else:
+        known, fits = f" of a tokenizer's {tokenizer_size}", tokenizer_size <= shared
+    if not fits:
+        raise ShapeError(
+            f"{sizes}{known}, which differ by more than padding; load networks of one tokenizer, "
+            "and compare those of two by uld_loss."
+        )
+    if (student_size, teacher_size) not in _CUT:
+        _CUT.add((student_size, teacher_size))
+        warnings.warn(
+            f"{sizes}; what is beyond the first {shared} is taken for padding and left out.",
+            stacklevel=2,
+        )
+    return shared
+
+
+def common_vocabulary(
+    student_logits: Tensor, teacher_logits: Tensor, tokenizer_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Both logits, (..., vocab), cut to the words that :func:`common_prefix` counts; views."""
+    sizes = student_logits.shape[-1], teacher_logits.shape[-1]
+    shared = common_prefix(*sizes, tokenizer_size)
+    return student_logits[..., :shared], teacher_logits[..., :shared]
 
 
 def check_share(name: str, share: float, *, below: float | None = None) -> None:
@@ -238,8 +297,8 @@ def _log_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def _least(dtype: torch.dtype) -> float:
-    """Stands for log 0: differences of it, and their sums over a distribution, are finite."""
-    return torch.finfo(dtype).min / 4
+    """Stands for log 0: differences of it, and their sums over 2⁴⁰ tokens, are finite."""
+    return torch.finfo(dtype).min / 2**42
 
 
 def _positive(probabilities: Tensor, out: Tensor | None) -> Tensor:

@@ -1,0 +1,134 @@
+"""Interleaved sampling in blocks against token by token; own texts against generate and score.
+
+python benchmarks/bench_generation.py [words]
+
+The networks are random, with a flat law, and so is the rank of a student's token among the
+teacher's: ``top_k`` is the acceptance times the vocabulary. What is compared gives the same tokens.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from harness import Comparison, main
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from congener.generation import Sampling, accepted, draw, interleave, interleave_sequential
+from congener.ops.keyed_random import keyed_uniform
+
+VOCABULARY, PROMPT, NEW = 4096, 16, 48
+PLAIN = Sampling()
+
+
+class Given(NamedTuple):
+    student: nn.Module
+    teacher: nn.Module
+    prompt: Tensor
+    top_k: int
+
+
+def network(width: int, layers: int) -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=4 * width,
+        num_hidden_layers=layers, num_attention_heads=8, tie_word_embeddings=True,
+        max_position_embeddings=256, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def given(acceptance: float, rows: int) -> Given:
+    torch.manual_seed(0)
+    student, teacher = network(256, 2), network(512, 8)
+    prompt = torch.randint(1, VOCABULARY, (rows, PROMPT))
+    return Given(student, teacher, prompt, round(acceptance * VOCABULARY))
+
+
+def with_block(block: Any, given: Given, sampler: Any = interleave) -> list[Tensor]:
+    rows = len(given.prompt)
+    written = sampler(
+        given.student, given.teacher, given.prompt, torch.full((rows,), PROMPT),
+        index=torch.arange(rows), seed=0, step=0, top_k=given.top_k, student_sampling=PLAIN,
+        teacher_sampling=PLAIN, max_new_tokens=NEW, eos=None, pad=0, block=block,
+        keep_logits=True,
+    )  # fmt: skip
+    return [written.tokens, written.logits]
+
+
+@torch.no_grad()
+def token_by_token(given: Given) -> list[Tensor]:
+    """Both networks read each token, with caches."""
+    rows = len(given.prompt)
+    uniform = keyed_uniform(torch.arange(rows), seed=0, epoch=0, count=2 * NEW).view(rows, NEW, 2)
+    caches = [DynamicCache(config=model.config) for model in given[:2]]
+    fresh, tokens, kept = given.prompt, [], []
+    for place in range(NEW):
+        student_logits, teacher_logits = (
+            model(input_ids=fresh, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+            for model, cache in zip(given[:2], caches, strict=True)
+        )
+        proposal = draw(student_logits, PLAIN, uniform[:, place, 0])
+        stands = accepted(teacher_logits, proposal, given.top_k)
+        replacement = draw(teacher_logits, PLAIN, uniform[:, place, 1])
+        fresh = proposal.where(stands, replacement)[:, None]
+        tokens.append(fresh)
+        kept.append(teacher_logits)
+    return [torch.cat(tokens, dim=1), torch.stack(kept, dim=1)]
+
+
+@torch.no_grad()
+def generate_and_score(given: Given) -> list[Tensor]:
+    """The student's texts by transformers' ``generate``, then the teacher's logits of them."""
+    torch.manual_seed(0)
+    text = given.student.generate(
+        given.prompt, attention_mask=torch.ones_like(given.prompt), do_sample=True, top_k=0,
+        top_p=1.0, temperature=1.0, max_new_tokens=NEW,
+    )  # fmt: skip
+    logits = given.teacher(input_ids=text).logits[:, PROMPT - 1 : -1]
+    return [text[:, PROMPT:] * 0, logits[:0]]  # other draws, so not to be compared
+
+
+def of_own_texts(given: Given) -> list[Tensor]:
+    tokens, logits = with_block("adaptive", given)
+    return [tokens * 0, logits[:0]]
+
+
+def rows_of(count: int) -> str:
+    return "one row" if count == 1 else f"{count} rows"
+
+
+GOALS = {(0.3, 1): 1.05, (0.7, 1): 1.05, (0.9, 1): 0.5, (0.97, 1): 1 / 2.3,
+         (0.3, 8): 1.05, (0.7, 8): 1.05, (0.9, 8): 0.8, (0.97, 8): 0.8}  # fmt: skip
+BENCHES = [
+    Comparison(
+        name=f"interleaved sampling, {acceptance:.0%} accepted, {rows_of(rows)}",
+        inputs=partial(given, acceptance, rows),
+        plain=token_by_token,
+        ours=partial(with_block, "adaptive"),
+        goal=goal,
+        rounds=3,
+        rtol=1e-4,
+    )
+    for (acceptance, rows), goal in GOALS.items()
+] + [
+    Comparison(
+        name="interleaved sampling, 90% accepted, one row, against no cache",
+        inputs=partial(given, 0.9, 1),
+        plain=partial(with_block, 1, sampler=interleave_sequential),
+        ours=partial(with_block, "adaptive"),
+        goal=1 / 8,
+        rounds=3,
+        rtol=1e-4,
+    ),
+    Comparison(
+        name="a student's own texts and the teacher's logits, 8 rows, against generate and score",
+        inputs=partial(given, 1.0, 8),
+        plain=generate_and_score,
+        ours=of_own_texts,
+        goal=1.0,
+        rounds=3,
+    ),
+]
+
+if __name__ == "__main__":
+    main(BENCHES)
