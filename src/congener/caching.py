@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from congener.engine import (
     data_fingerprint,
     fields_of,
     instruct,
+    learns_from_samples,
+    longest_answer,
     steps_per_epoch,
 )
 from congener.engine.feed import size, to_device
@@ -39,6 +42,7 @@ from congener.teachers import (
     fingerprint,
     structure,
 )
+from congener.types import Progress
 
 __all__ = ["Answers", "ArmPlan"]
 
@@ -125,6 +129,7 @@ class Answers:
             try:
                 for at, frozen in ({} if live else _frozen(system)).items():
                     fields[at], taps[at] = self._fields(frozen), frozen.taps
+                live = live or self._needs_whole_law(system)
             except RecipeError as error:
                 reason = str(error).partition(";")[0]  # what follows is the way out
                 live = reason[0].lower() + reason[1:]
@@ -193,7 +198,7 @@ class Answers:
             return "its teacher is another arm's student, another one for each seed"
         if reason := system.needs_live_teacher():
             return reason
-        if type(system).views is not System.views:
+        if not self._shows_as_given(system):
             return "it shows the teacher a view of its own"
         if not type(system).__module__.startswith("congener.") and not self.demanded:
             return (
@@ -217,14 +222,38 @@ class Answers:
             )
         return ""
 
+    def _needs_whole_law(self, system: System) -> str:
+        """Why draws from what the teacher said would teach a system something else."""
+        batch, spec = self.assembly.sample(2, train=True), self.spec
+        if spec.sampled is None or learns_from_samples(system, batch, spec.temperature):
+            return ""
+        return (
+            f"`sampled` keeps draws from the teacher at temperature {spec.temperature:g}, which "
+            "teach without bias where a gradient is linear in its probabilities at that "
+            "temperature, and this arm's is not"
+        )
+
+    def _shows_as_given(self, system: System) -> bool:
+        """Whether the teacher sees batches as the task prepared them; that is tried."""
+        if type(system).views is System.views:
+            return True
+        batch = self.assembly.sample(2, train=True)
+        return all(system.views(batch, Progress(step, 3, step)) is batch for step in range(3))
+
     def _fields(self, teacher: FrozenTeacher) -> list[Field]:
         spec, config = self.spec, self.recipe.train
         if config.teacher_precision is not None:  # what it says is then in float32
             config = config.model_copy(update={"precision": "fp32"})
         return fields_of(
             teacher, self.assembly.sample(2, train=True), dtype=spec.dtype, top_k=spec.top_k,
-            temperature=spec.temperature, config=config,
+            temperature=spec.temperature, sampled=spec.sampled, places=self._places, config=config,
         )  # fmt: skip
+
+    @cached_property
+    def _places(self) -> int | None:
+        """How many rows of logits the longest text has."""
+        task, train, views = self.assembly.task, self.recipe.train, max(self.views, 1)
+        return longest_answer(task, task.splits["train"], train, seed=0, views=views)
 
     def _does_not_pay(self, arms: int) -> str:
         """Why so many arms read too little to keep anything for, unasked."""
@@ -269,7 +298,7 @@ class Answers:
 
     def _cached(self, at: str, frozen: FrozenTeacher, seed: int) -> CachedTeacher:
         kept = self._open(at, frozen, seed)
-        cached = CachedTeacher(kept.store, frozen.taps, live=kept.live)
+        cached = CachedTeacher(kept.store, frozen.taps, task=self.assembly.task, live=kept.live)
         self._given.append((cached, kept.seconds))
         return cached
 

@@ -105,6 +105,7 @@ def _print_plan(console: Console, answers: "Answers") -> None:
 
 
 def _print_stores(console: Console, folder: Path) -> None:
+    from congener.teachers import Fidelity
     from congener.teachers.store import WITNESS
 
     for store in _stores(folder):
@@ -116,8 +117,12 @@ def _print_stores(console: Console, folder: Path) -> None:
         for kind in ("fields", "identity", "versions"):
             for name, value in facts[kind].items():
                 if name == WITNESS:
-                    name, value = "sketch of the input", "4 bytes for each sample"
+                    size = store.fields[WITNESS].nbytes
+                    name, value = "sketch of the input", f"{size} bytes for each sample"
                 _say(console, f"  {name}: {value}")
+        lost = Fidelity.read(store.folder)
+        if lost is not None:
+            _say(console, f"  of the logits, {lost.words(store.fields['logits'])}")
 
 
 def _stores(folder: Path) -> list[Any]:

@@ -234,12 +234,16 @@ class CacheSpec(_Strict):
         top_k: how many logits of a sample are kept, beside the mass of the others, which is then
             shared evenly among them; default: all.
         temperature: at which that mass is right; take the loss' own.
+        sampled: draw so many of the logits beyond ``top_k`` by what the teacher gives them, instead
+            of sharing their mass evenly: no bias, for losses that learn from its probabilities
+            linearly, such as KD. Without ``top_k``, all is drawn. Default: nothing.
     """
 
     folder: Path | None = None
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     top_k: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    sampled: Annotated[int, Field(ge=1)] | None = None
 
 
 class Recipe(_Strict):

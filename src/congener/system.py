@@ -83,6 +83,10 @@ class System(nn.Module, ABC):
         """Factor of each term in the total, for the log; a term that is not named has 1."""
         return {}
 
+    def figures(self) -> dict[str, float]:
+        """What else the log should tell of the last step; all processes call it together."""
+        return {}
+
     @abstractmethod
     def observe(self, batch: Batch) -> Outputs:
         """Run the student on a prepared batch, with gradient."""

@@ -40,6 +40,7 @@ class Task(ABC):
         augments: whether a training sample looks otherwise in another epoch; ``None``: not known,
             for the data sets are the user's.
         ignore_label: the label of a sample that has none; the task loss skips it.
+        evaluation_batch: so many samples are measured at once, or a training batch, if larger.
     """
 
     splits: Mapping[str, Dataset[Any]]
@@ -50,6 +51,7 @@ class Task(ABC):
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
     augments: bool | None = None
     ignore_label: int = -100
+    evaluation_batch: int = 256
 
     def labels(self, split: str) -> Tensor | None:
         """The one label of every sample of a split, (samples,), where they are at hand."""

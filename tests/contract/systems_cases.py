@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from tests.systems.texts import TextTask, writer, writing_teacher
 from tests.systems.tiny import (
     TinyPairTask,
     TinyPictureTask,
     TinyTask,
+    TinyTextTask,
     TwoViewTask,
     conv_net,
     conv_teacher,
@@ -16,6 +18,8 @@ from tests.systems.tiny import (
     coupled_teacher,
     student_net,
     teacher_net,
+    text_net,
+    text_teacher,
 )
 from torch import nn
 
@@ -24,10 +28,12 @@ from congener.system import System
 from congener.systems import (
     DML,
     MHKD,
+    SKD,
     SSKD,
     STKD,
     BackwardKD,
     Distillation,
+    MixKD,
     MMHashing,
     SimKD,
     TwoViewCSKD,
@@ -145,6 +151,20 @@ def mm_hashing(task: Task, student: nn.Module, teacher: nn.Module, **options: An
     return MMHashing(student, teacher, task=task, **options)
 
 
+def mixkd(task: Task, student: nn.Module, teacher: nn.Module, **options: Any) -> System:
+    return MixKD(student, teacher, task=task, **options)
+
+
+def skd(task: Task, student: nn.Module, teacher: nn.Module, **options: Any) -> System:
+    return SKD(student, teacher, task=task, **options)
+
+
+def texts(build: Callable[..., System], *covers: str) -> SystemCase:
+    return SystemCase(
+        covers, build, student=text_net, teacher=text_teacher, task=TinyTextTask, lr=0.05
+    )
+
+
 def coupled(build: Callable[..., System], *covers: str) -> SystemCase:
     return SystemCase(
         covers, build, student=coupled_net, teacher=coupled_teacher, task=TinyPairTask,
@@ -201,6 +221,19 @@ SYSTEMS: dict[str, SystemCase] = {
         ("SimKD",), simkd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
     ),
     "dml": SystemCase(("DML",), dml),
+    "mixkd": texts(mixkd, "MixKD"),
+    "mixkd, with terms": texts(
+        partial(mixkd, distance="kl", temperature=2, kd_weight=0.5, mixing={"per": "example"})
+    ),
+    "mixkd, mixed labels alone": texts(partial(mixkd, alpha_tmkd=0.0)),
+    "skd": SystemCase(
+        ("SKD",),
+        partial(skd, top_k=3, share=0.8, warm_up=0.1),
+        student=writer,
+        teacher=writing_teacher,
+        task=partial(TextTask, digits=2),
+        lr=1e-2,
+    ),
     "mm_hashing": coupled(mm_hashing, "MMHashing"),
     "mm_hashing, listed pairs": coupled(partial(mm_hashing, sampling="list")),
     "mm_hashing, aligned": coupled(partial(mm_hashing, pairs="aligned", sampling="list")),

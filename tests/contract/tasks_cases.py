@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from congener.losses import CCKDLoss, IUSPLoss, KDLoss, MultiLabelKDLoss, SPLoss
+from congener.losses import CCKDLoss, GKDLoss, IUSPLoss, KDLoss, MultiLabelKDLoss, SPLoss
 from congener.task import Task
 from congener.tasks.audio_tagging import AudioTagging
 from congener.tasks.audio_tagging import data as sounds
@@ -14,8 +14,12 @@ from congener.tasks.cross_modal_retrieval import CrossModalRetrieval
 from congener.tasks.cross_modal_retrieval import data as pairs
 from congener.tasks.image_classification import ImageClassification
 from congener.tasks.image_classification import data as images
+from congener.tasks.language_modelling import LanguageModelling
+from congener.tasks.language_modelling import data as answers
 from congener.tasks.retrieval import Retrieval
 from congener.tasks.retrieval import data as identities
+from congener.tasks.text_classification import TextClassification
+from congener.tasks.text_classification import data as texts
 from congener.types import Batch, Term
 
 
@@ -25,8 +29,9 @@ class TaskCase:
 
     ``build`` makes the task, with some samples of the training set without a label; ``unlabelled``
     takes the labels from rows of a batch. ``student`` and ``teacher`` are networks by name; the
-    student has no batch normalisation, so that two processes train as one does. ``terms`` are what
-    the student learns from the teacher. ``inputs``: the keys of a batch that a network sees.
+    student has neither batch normalisation nor dropout, so that two processes train as one does.
+    ``terms`` are what the student learns from the teacher. ``inputs``: the keys of a batch that a
+    network sees. ``wrong`` is a name with a slip, of ``meant`` or of the student's network.
     """
 
     covers: str
@@ -37,6 +42,7 @@ class TaskCase:
     inputs: tuple[str, ...]
     wrong: str
     lr: float = 1e-2
+    meant: str | None = None
 
     def unlabelled(self, batch: Batch, rows: slice) -> Batch:
         labels = batch["labels"].clone()
@@ -113,6 +119,54 @@ def cross_modal_retrieval() -> Task:
     return CrossModalRetrieval(arrays, margin=2.0)
 
 
+def _lengths(longest: int) -> torch.Tensor:
+    """Of 60 texts; one of the longest in each four."""
+    lengths = torch.randint(longest // 2, longest, (60,), generator=_generator(6))
+    lengths[::4] = longest
+    return lengths
+
+
+def text_classification() -> Task:
+    """Texts of the tokens of their class, and of others."""
+    labels = torch.arange(60) % 3
+    tokens = torch.randint(1, 16, (60, 9), generator=_generator(7))
+    told = torch.rand(60, 9, generator=_generator(8)) < 0.6
+    tokens = torch.where(told, labels[:, None] + 1, tokens)
+    lengths, train = _lengths(9), labels[:40].clone()
+    train[3::5] = -100
+    arrays = texts.tensors(
+        train_tokens=tokens[:40], train_length=lengths[:40], train_labels=train,
+        test_tokens=tokens[40:], test_length=lengths[40:], test_labels=labels[40:], vocab_size=16,
+    )  # fmt: skip
+    return TextClassification(arrays)
+
+
+def language_modelling() -> Task:
+    """Tokens, a sign, and the tokens again."""
+    lengths = _lengths(5)
+    tokens = torch.full((60, 12), 9)
+    for row, count in enumerate(lengths.tolist()):
+        digits = torch.randint(0, 7, (count,), generator=_generator(row))
+        text = [*digits.tolist(), 7, *digits.tolist(), 8]
+        tokens[row, : len(text)] = torch.tensor(text)
+    prompt, length = lengths + 1, 2 * lengths + 2
+    train = length[:40].clone()
+    train[3::5] = prompt[:40][3::5]
+    arrays = answers.tensors(
+        train_tokens=tokens[:40], train_prompt=prompt[:40], train_length=train,
+        test_tokens=tokens[40:], test_prompt=prompt[40:], test_length=length[40:],
+        vocabulary=10, eos=8, pad=9, one_answer=True,
+    )  # fmt: skip
+    return LanguageModelling(arrays)
+
+
+BERT = {
+    "name": "transformers:bert", "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "initializer_range": 0.3, "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}  # fmt: skip
+
+
 def _terms(*terms: Term) -> list[Term]:
     return list(terms)
 
@@ -158,5 +212,26 @@ TASKS = {
         lambda: _terms(Term(SPLoss(), 1.0, ("first", "second"), ("first", "second"))),
         ("first", "second"),
         "coupeld",
+    ),
+    "text_classification": TaskCase(
+        "TextClassification",
+        text_classification,
+        BERT | {"hidden_size": 8},
+        BERT | {"hidden_size": 16},
+        lambda: _terms(Term(KDLoss(), 0.5), Term(SPLoss(), 10.0, "bert.pooler", "bert.pooler")),
+        ("tokens", "mask"),
+        "pretraind",
+        lr=3e-2,
+        meant="pretrained",
+    ),
+    "language_modelling": TaskCase(
+        "LanguageModelling",
+        language_modelling,
+        {"name": "llama", "hidden_size": 8, "layers": 1, "heads": 2},
+        {"name": "llama", "hidden_size": 16, "layers": 1, "heads": 2},
+        lambda: _terms(Term(GKDLoss(beta=0.0))),
+        ("tokens", "mask", "labels"),
+        "lama",
+        lr=5e-2,
     ),
 }  # fmt: skip

@@ -9,6 +9,7 @@ import pytest
 from tests.tasks.audio_tagging import test_data_sonyc as sonyc
 from tests.tasks.image_classification.conftest import idx
 from tests.tasks.retrieval.emoji_files import save_emoji
+from tests.tasks.text_classification.tiny import save_encoder, save_tokenizer, sentences
 
 import congener
 from congener.recipe import Recipe, load_recipe
@@ -28,13 +29,16 @@ SMALL = {
     "instruments": {"train": 12, "test": 8, "seconds": 0.5},
     "emoji": {"train": 16, "labelled": 8},
     "emoji_names": {"queries": 6, "labelled": 12},
+    "newsgroups": {"teacher": 12, "pool": 12, "labelled": 6, "test": 8},
+    "shuffle": {"samples": 60, "test": 8, "teacher": 24, "labelled": 8},
 }
-FOLDERS = {*TRAIN, "emoji", "emoji_names", "sonyc_ust"}
+FOLDERS = {*TRAIN, "emoji", "emoji_names", "sonyc_ust", "newsgroups"}
 
 # What a task learns from where its recipe names nothing, and fewer samples of what is made anew.
 DEFAULTS = {
     "image_classification": "mnist1d", "audio_tagging": "instruments", "retrieval": "emoji",
-    "cross_modal_retrieval": "emoji_names",
+    "cross_modal_retrieval": "emoji_names", "text_classification": "newsgroups",
+    "language_modelling": "shuffle",
 }  # fmt: skip
 FEW = {"instruments": {"train": 24, "test": 12, "seconds": 0.5}}
 
@@ -69,6 +73,16 @@ def write_sonyc(folder: Path) -> None:
     (folder / "annotations.csv").write_text("\n".join(lines) + "\n")
 
 
+def write_newsgroups(folder: Path) -> None:
+    """The tables of Orange, and an encoder with its tokenizer for what they hold."""
+    for part in ("train", "test"):
+        lines = [f"{kind}\t{text}" for text, kind in zip(*sentences(40), strict=True)]
+        head = ["label\ttext", "discrete\tstring", "class\tmeta"]
+        table = folder / f"20newsgroups-{part}.tab"
+        table.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    save_encoder(save_tokenizer(folder / "encoder"), max_position_embeddings=64)
+
+
 def write(data: str, folder: Path) -> None:
     """The files of a data set in their original format."""
     if data == "sonyc_ust":
@@ -84,6 +98,8 @@ def write(data: str, folder: Path) -> None:
         sonyc.write_sounds(folder, "{split}")
     elif data in ("emoji", "emoji_names"):
         save_emoji(folder, 32)
+    elif data == "newsgroups":
+        write_newsgroups(folder)
     else:
         write_idx(folder, TRAIN[data])
 
@@ -142,6 +158,11 @@ def shortened(path: Path, files: Callable[[str], Path]) -> Recipe:
         overrides.append(f"task.data={json.dumps({'name': data} | FEW[data])}")
     if data in FOLDERS:
         overrides.append(f"task.data.root={json.dumps(str(files(data)))}")
+    if recipe.task.name == "text_classification":
+        encoder = json.dumps(str(files(data) / "encoder"))
+        overrides += [
+            f"{key}={encoder}" for key in ("task.tokenizer", "teacher.model", "student.model")
+        ]
     return load_recipe(path, overrides)
 
 

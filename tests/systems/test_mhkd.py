@@ -23,7 +23,8 @@ from congener.engine.machine import build_accelerator
 from congener.errors import RecipeError, ShapeError, TapError
 from congener.runlog import RunLog
 from congener.systems import MHKD
-from congener.systems.mhkd import _Head, _HeadedTeacher
+from congener.systems.mhkd import _HeadedTeacher
+from congener.systems.mhkd_heads import Head
 from congener.teachers import fingerprint
 from congener.types import Outputs, Progress
 
@@ -245,7 +246,7 @@ def test_default_head_is_as_published() -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_on_a_series_a_head_convolves_along_it(training: bool) -> None:
     torch.manual_seed(0)
-    module = _Head(torch.Size([1, 4, 10]), 3, 6, 1).train(training)
+    module = Head(torch.Size([1, 4, 10]), 3, 6, 1).train(training)
     x = feature = torch.randn(5, 4, 10)
     first, norm, _, second, again, _ = module.convolutions
     for convolution, bn in ((first, norm), (second, again)):

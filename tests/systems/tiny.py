@@ -139,9 +139,10 @@ class _PairFigures:
 
 
 def batch_of(task: Task, count: int = 12, split: str = "train") -> Batch:
-    return next(
+    raw = next(
         evaluation_batches(task, task.splits[split], batch_size=count, share=(0, 1), workers=0)
     )
+    return task.prepare(raw, train=True, seed=0, epoch=0)
 
 
 def student_net(width: int = 8, *, norm: bool = True, dropout: float = 0.0) -> nn.Sequential:
@@ -219,3 +220,79 @@ def coupled_net(width: int = 8, bits: int = 5, *, norm: bool = True) -> CoupledN
 def coupled_teacher() -> CoupledNet:
     """Wider networks, of longer codes."""
     return coupled_net(16, 9)
+
+
+class TinyTexts(Dataset[Any]):
+    """Texts of three topics, each with words of its own among common ones; ids 1 to 20, 0 fills."""
+
+    def __init__(self, count: int, seed: int, unlabelled: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        topics = torch.arange(count) % CLASSES
+        self.lengths = torch.randint(3, 8, (count,), generator=generator)
+        common = torch.randint(1, 9, (count, 7), generator=generator)
+        own = torch.randint(0, 4, (count, 7), generator=generator) + 9 + 4 * topics[:, None]
+        said = torch.where(torch.rand(count, 7, generator=generator) < 0.6, own, common)
+        self.tokens = said.masked_fill(torch.arange(7) >= self.lengths[:, None], 0)
+        self.labels = topics.clone()
+        self.labels[:unlabelled] = -100
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return self.tokens[index], int(self.lengths[index]), int(self.labels[index])
+
+
+class TinyTextTask(TinyTask):
+    """:class:`TinyTask` on :class:`TinyTexts`, each batch cut to its longest text."""
+
+    pad = 0
+
+    def __init__(self, count: int = 50, unlabelled: int = 0) -> None:
+        self.splits = {"train": TinyTexts(count, 0, unlabelled), "test": TinyTexts(30, 1)}
+
+    def collate(self, samples: Any) -> Batch:
+        tokens, lengths, labels = zip(*samples, strict=True)
+        longest = max(lengths)
+        shown = torch.stack(tokens)[:, :longest]
+        return {
+            "image": shown, "tokens": shown, "mask": shown != 0,
+            "length": torch.tensor(lengths), "labels": torch.tensor(labels),
+        }  # fmt: skip
+
+    def call(self, model: nn.Module, batch: Batch) -> Any:
+        words: Any = model.get_submodule("words")
+        shown = words(batch["tokens"])
+        if "share" in batch:
+            other, share = words(batch["other_tokens"]), batch["share"][:, None, None]
+            shown = share * shown + (1 - share) * other
+        return model(shown, batch["mask"])
+
+
+class TextNet(nn.Module):
+    """The mean of the words' embeddings, squared features of it, and a classifier."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(21, width)
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout))
+        self.classifier = nn.Linear(width, CLASSES)
+
+    def forward(self, shown: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Of embeddings (batch, tokens, width) with a mask, or of token ids (batch, tokens)."""
+        mask = shown != 0 if mask is None else mask
+        shown = shown if shown.is_floating_point() else self.words(shown)
+        mean = (shown * mask.unsqueeze(2)).sum(1) / mask.sum(1, keepdim=True)
+        logits: Tensor = self.classifier(self.hidden(mean))
+        return logits
+
+
+def text_net(width: int = 8, *, norm: bool = True, dropout: float = 0.0) -> TextNet:
+    """``norm`` is as of the other networks, and there is none to leave out."""
+    torch.manual_seed(8)
+    return TextNet(width, dropout)
+
+
+def text_teacher() -> TextNet:
+    """A wider network of texts, with dropout."""
+    return text_net(16, dropout=0.5)

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.systems.tiny import TinyTask, batch_of, teacher_net
+from tests.systems.tiny import TinyTask, teacher_net
 from torch import nn
 
 from congener.engine import FitConfig, build_store, fields_of
+from congener.engine.feed import in_training, view_batches
 from congener.errors import StaleCache
 from congener.teachers import CachedTeacher, FrozenTeacher, TeacherStore
 from congener.teachers.store import WITNESS
@@ -37,8 +38,9 @@ def live(task: TinyTask, *taps: str) -> FrozenTeacher:
 
 
 def seen(task: TinyTask, rows: int = SAMPLES, view: int = 0) -> Batch:
-    batch = task.prepare(batch_of(task, rows), train=True, seed=0, epoch=view)
-    return batch | {"view": view}
+    raw = next(view_batches(task, task.splits["train"], torch.arange(rows), batch_size=rows,
+                            seed=0, view=view, workers=0))  # fmt: skip
+    return in_training(task, raw, CONFIG, torch.device("cpu"), seed=0, view=view)
 
 
 def store_of(task: TinyTask, folder: Path, teacher: FrozenTeacher, **options: Any) -> TeacherStore:

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.systems.tiny import TinyTask, batch_of, teacher_net
+from tests.systems.tiny import TinyTask, teacher_net
 
 from congener.engine import FitConfig, build_store, fields_of
+from congener.engine.feed import in_training, view_batches
 from congener.errors import CongenerError
 from congener.teachers import CachedTeacher, Field, FrozenTeacher, TeacherStore, shards
 from congener.teachers import store as stores
@@ -46,8 +47,9 @@ def teacher() -> FrozenTeacher:
 
 
 def seen(view: int, task: TinyTask = TASK, seed: int = SEED) -> Batch:
-    batch = task.prepare(batch_of(task, SAMPLES), train=True, seed=seed, epoch=view)
-    return batch | {"view": view}
+    raw = next(view_batches(task, task.splits["train"], torch.arange(SAMPLES), batch_size=SAMPLES,
+                            seed=seed, view=view, workers=0))  # fmt: skip
+    return in_training(task, raw, CONFIG, torch.device("cpu"), seed=seed, view=view)
 
 
 FIELDS = fields_of(teacher(), seen(0))
@@ -241,7 +243,7 @@ UNSEEN: dict[str, Callable[[], Batch]] = {
     "another view": lambda: seen(1) | {"view": 0},
     "one view more": lambda: seen(2),
     "other data": lambda: seen(0) | {"image": seen(0)["image"].roll(1, 0)},
-    "no transform": lambda: batch_of(TASK, SAMPLES) | {"view": 0},
+    "no transform": lambda: seen(0) | {"image": TASK.splits["train"].images},
 }
 
 
@@ -336,11 +338,13 @@ def test_killed_at_a_write(tmp_path) -> None:
 
 
 def test_killed_at_any_moment(tmp_path) -> None:
-    random, halfway = Random(2), 0
+    random, halfway, started = Random(2), 0, time.monotonic()
+    end(child(lambda: build_slowly(tmp_path / "whole")), kill=False)
+    took = time.monotonic() - started  # on this machine, as busy as it is
     for number in range(10):
         folder = tmp_path / str(number)
         pid = child(lambda: build_slowly(folder))  # noqa: B023
-        time.sleep(random.uniform(0.0, 0.12))
+        time.sleep(random.uniform(0.0, took))
         end(pid)
         halfway += 0 < len(files(folder)) < len(create(folder).shards)
         settled(folder, random)

@@ -32,7 +32,8 @@ def accumulated_step(
 
     In the balance, the task's gradient does not reach the taps: the pieces' graphs are gone.
     """
-    batch = system.views(batch, progress)
+    with accelerator.autocast():  # as in ``forward``
+        batch = system.views(batch, progress)
     parts = _split(batch, pieces)
     random_states = []
     buffers = {name: value.clone() for name, value in system.named_buffers()}

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from congener.engine.feed import evaluation_batches, to_device
 from congener.taps import Taps
 from congener.task import Task
+from congener.types import Batch
 
 __all__ = ["Predictions", "evaluate", "predict"]
 
@@ -54,9 +55,20 @@ def predict(
     dataset: Dataset[Any],
     *,
     tap: str | None = None,
-    batch_size: int = 512,
+    batch_size: int | None = None,
 ) -> Predictions:
-    """Run a network over a whole data set in one process and keep what it said, on the CPU."""
+    """Run a network over a whole data set in one process and keep what it said, on the CPU.
+
+    Of logits that answer for tokens, those of a sample's first one are kept.
+
+    Args:
+        model: the network.
+        task: how it is called.
+        dataset: on what.
+        tap: whose tensor is kept, too.
+        batch_size: default: twice what the task evaluates at once.
+    """
+    batch_size = batch_size or 2 * task.evaluation_batch
     taps = Taps(model, [] if tap is None else [tap])
     device = next(model.parameters()).device
     labels, logits, features = [], [], []
@@ -69,11 +81,28 @@ def predict(
             batch = to_device(raw, device)
             batch = task.prepare(batch, train=False, seed=0, epoch=0)
             result, seen = taps(partial(task.call, model, batch))
-            labels.append(batch["labels"].cpu())
-            logits.append(task.logits(result).float().cpu())
+            said, known = _one_row_each(task, batch, task.logits(result))
+            labels.append(known.cpu())
+            logits.append(said.float().cpu())
             if tap is not None:
                 features.append(seen[tap].float().cpu())
     model.train(was_training)
     return Predictions(
         torch.cat(labels), torch.cat(logits), torch.cat(features) if features else None
     )
+
+
+def _one_row_each(task: Task, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of each sample and their label; 0 and -100 of one without a token to answer."""
+    mask = task.token_mask(batch)
+    if mask is None:
+        return logits, batch["labels"]
+    targets = task.targets(batch)
+    assert targets is not None
+    counts = mask.sum(1)
+    known = counts > 0
+    first = (counts.cumsum(0) - counts)[known]
+    said = logits.new_zeros(len(counts), logits.shape[-1])
+    labels = targets.new_full((len(counts),), task.ignore_label)
+    said[known], labels[known] = logits[first], targets[first]
+    return said, labels

@@ -163,7 +163,7 @@ def fit(
         with as_written():
             figures = evaluate(
                 system.student, task, test, accelerator,
-                batch_size=max(config.batch_size, 256), workers=config.workers,
+                batch_size=max(config.batch_size, task.evaluation_batch), workers=config.workers,
             )  # fmt: skip
         history.add(step, figures)
         epoch = step / per_epoch
@@ -217,7 +217,7 @@ def fit(
                     weighted = {key: weights.get(key, 1.0) * v for key, v in values.items()}
                     log.emit(
                         "step", fit=name, step=step, epoch=epoch, lr=lr, total=total_value,
-                        terms=values, weighted=weighted,
+                        terms=values, weighted=weighted, **system.figures(),
                     )  # fmt: skip
                 if balance:
                     log.emit("balance", fit=name, step=step, terms=balance_figures(balance))

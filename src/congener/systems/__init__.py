@@ -5,19 +5,23 @@ from congener.systems.cskd_mlld import TwoViewCSKD
 from congener.systems.distillation import Distillation
 from congener.systems.dml import DML
 from congener.systems.mhkd import MHKD
+from congener.systems.mixkd import MixKD
 from congener.systems.mm_hashing import MMHashing
 from congener.systems.simkd import SimKD
+from congener.systems.skd import SKD
 from congener.systems.sskd import SSKD
 from congener.systems.stkd import STKD
 
 __all__ = [
     "DML",
     "MHKD",
+    "SKD",
     "SSKD",
     "STKD",
     "BackwardKD",
     "Distillation",
     "MMHashing",
+    "MixKD",
     "SimKD",
     "TwoViewCSKD",
 ]

@@ -6,6 +6,7 @@ Every published loss that needs nothing but tensors runs through it; so does a s
 teacher, no terms). Where a loss asks for more, such as ND for class means, a source answers it (see
 :mod:`congener.systems.sources`); KD++ is then the terms ``kd`` and ``nd``. *What it owns beyond a
 loss*: the parameters of the losses that have any, and what the sources train or have measured.
+*Frames that the task masks*, such as padding: see :func:`congener.ops.frames.counted_frames`.
 *What is saved*: student, losses and sources' answers; *what is exported*: the bare student.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from congener.errors import NonFiniteLossError, RecipeError, did_you_mean
+from congener.ops.frames import counted_frames
 from congener.system import Stage, System, TeacherLike
 from congener.systems.probe import check_feature, probe
 from congener.systems.sources import (
@@ -259,6 +261,7 @@ class _Bound:
         pairs: list[dict[str, Any]] = []
         for s, t, sources in zip(mine, theirs, self.answers, strict=True):
             now = Seen(s, t, batch, progress)
+            s, t = self._counted(s, batch), self._counted(t, batch)
             pairs.append({"student_feature": s, "teacher_feature": t})
             if self.masks_frames:
                 pairs[-1]["mask"] = self.task.mask(batch, s)
@@ -273,6 +276,11 @@ class _Bound:
             for weight, value in zip(self.layers, values, strict=True)
         ]
         return sum(values[1:], start=values[0])
+
+    def _counted(self, feature: Tensor, batch: Batch) -> Tensor:
+        mask = None if self.masks_frames or feature.dim() != 3 else self.task.mask(batch, feature)
+        lone = getattr(self.term.loss, "batch_coupled", None) is False
+        return counted_frames(feature, mask, rows=lone)
 
     def _call(self, known: dict[str, Any]) -> Tensor:
         try:

@@ -38,12 +38,12 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from congener.errors import RecipeError, ShapeError
+from congener.errors import RecipeError
 from congener.losses import MHKDLoss, head_cross_entropy_loss, kd_loss
-from congener.ops.batch_norm import BatchNorm
 from congener.system import FitStage, Stage, System
+from congener.systems.mhkd_heads import heads_on, run
 from congener.systems.probe import probe
 from congener.taps import Taps
 from congener.task import Task
@@ -62,7 +62,8 @@ class MHKD(System):
         teacher: the trained network; it is frozen.
         task: how networks are called, and the supervised loss.
         student_taps: paths of features, (batch, channels), (batch, channels, length) or
-            (batch, channels, height, width), such as the outputs of the stages.
+            (batch, channels, height, width), such as the outputs of the stages; or (batch, frames,
+            dims) of which the task masks frames, such as tokens, whose mean a head reads.
         teacher_taps: as many, each paired with the student's at its place; sizes may differ.
         task_weight: factor of the supervised loss.
         kd_weight: factor of the divergence from the teacher's logits.
@@ -130,8 +131,8 @@ class MHKD(System):
                 f"The student tells {classes} classes apart and the teacher "
                 f"{theirs.logits.shape[-1]}; give both networks the same classes."
             )
-        self.student_heads = _heads(mine, self.student_taps, width, layers)
-        teacher_heads = _heads(theirs, self.teacher_taps, width, layers)
+        self.student_heads = heads_on(mine, self.student_taps, task, width, layers)
+        teacher_heads = heads_on(theirs, self.teacher_taps, task, width, layers)
         self.teacher: FrozenTeacher | _HeadedTeacher
         self.teacher = FrozenTeacher(teacher, task, self.teacher_taps)
         if regime == "joint":
@@ -164,8 +165,8 @@ class MHKD(System):
         assert teacher is not None
         taught = list(teacher.features.values())
         if self.regime == "joint":
-            taught = _run(self.teacher_heads, self.teacher_taps, teacher)
-        learnt = _run(self.student_heads, self.student_taps, student)
+            taught = run(self.teacher_heads, self.teacher_taps, teacher, self.task, batch)
+        learnt = run(self.student_heads, self.student_taps, student, self.task, batch)
         labels = batch["labels"]
         terms = {
             "task": self.task.loss(student.logits, batch),
@@ -181,35 +182,11 @@ class MHKD(System):
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in self.sources)
 
 
-class _Head(nn.Module):
-    """A small classifier on a feature; its kernels have one position along axes not there."""
-
-    def __init__(self, shape: torch.Size, classes: int, width: int, layers: int) -> None:
-        super().__init__()
-        height, length = {2: (1, 1), 3: (1, 3), 4: (3, 3)}[len(shape)]
-        blocks: list[nn.Module] = []
-        for channels in (shape[1], width):
-            padding = (height // 2, length // 2)
-            convolution = nn.Conv2d(channels, width, (height, length), padding=padding, bias=False)
-            blocks += [convolution, BatchNorm(width), nn.ReLU()]
-        self.convolutions = nn.Sequential(*blocks)
-        hidden = [m for _ in range(layers - 1) for m in (nn.Linear(width, width), nn.ReLU())]
-        self.classifier = nn.Sequential(*hidden, nn.Linear(width, classes))
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """(batch, channels, ...) to (batch, classes)."""
-        while feature.dim() < 4:
-            feature = feature.unsqueeze(2)
-        maps = self.convolutions(feature.to(next(self.parameters()).dtype))
-        logits: Tensor = self.classifier(maps.mean(dim=(2, 3)))
-        return logits
-
-
 class _HeadedTeacher:
     """A frozen teacher whose features are its fitted heads' logits; neither is a submodule."""
 
     def __init__(self, frozen: FrozenTeacher, heads: nn.ModuleList, taps: Sequence[str]) -> None:
-        self.frozen, self.heads, self._taps = frozen, heads, taps
+        self.frozen, self.heads, self._taps, self.task = frozen, heads, taps, frozen.task
         self._fitted = False
 
     def __call__(self, batch: Batch) -> Outputs:
@@ -225,7 +202,7 @@ class _HeadedTeacher:
         said = self.frozen(batch)
         self.heads.eval()  # the stage left them in training mode
         with torch.no_grad():
-            logits = _run(self.heads, self._taps, said)
+            logits = run(self.heads, self._taps, said, self.task, batch)
         return Outputs(said.logits, {f"head{i}": each for i, each in enumerate(logits)})
 
     @property
@@ -249,6 +226,7 @@ class _HeadFit(System):
     def __init__(self, frozen: FrozenTeacher, heads: nn.ModuleList, taps: Sequence[str]) -> None:
         super().__init__()
         self.student, self.teacher, self.teacher_taps = heads, frozen, taps
+        self.task = frozen.task
 
     def observe(self, batch: Batch) -> Outputs:
         """Nothing: the heads read what the teacher says, so they run in :meth:`score`."""
@@ -259,30 +237,13 @@ class _HeadFit(System):
     ) -> StepResult:
         """The cross-entropy of every head with the labels."""
         assert teacher is not None
-        logits = _run(self.student, self.teacher_taps, teacher)
+        logits = run(self.student, self.teacher_taps, teacher, self.task, batch)
         loss = head_cross_entropy_loss(logits, batch["labels"])
         return StepResult(loss, {"task": loss})
 
     def extra_repr(self) -> str:
         """Name the taps: what was fitted on others is of no use."""
         return f"teacher_taps={self.teacher_taps!r}"
-
-
-def _heads(seen: Outputs, taps: Sequence[str], width: int, layers: int) -> nn.ModuleList:
-    for path, feature in seen.features.items():
-        if not 2 <= feature.dim() <= 4:
-            raise ShapeError(
-                f"The tap {path!r} gives {tuple(feature.shape)}; a head of MHKD reads (batch, "
-                "channels), (batch, channels, length) or (batch, channels, height, width): tap "
-                "another module."
-            )
-    classes = seen.logits.shape[-1]
-    return nn.ModuleList(_Head(seen.features[path].shape, classes, width, layers) for path in taps)
-
-
-def _run(heads: nn.ModuleList, taps: Sequence[str], said: Outputs) -> list[Tensor]:
-    """The logits of every head on its own feature."""
-    return [head(said.features[path]) for head, path in zip(heads, taps, strict=True)]
 
 
 def _check(

@@ -14,13 +14,16 @@ from congener.types import Batch, Outputs
 __all__ = ["check_feature", "classifies", "first_sample", "last_linear", "probe"]
 
 
-def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
+def probe(
+    network: nn.Module, task: Task, paths: Sequence[str] = (), *, batch: Batch | None = None
+) -> Outputs:
     """Run a network, in evaluation mode and without gradient, on the first test sample.
 
     Args:
         network: any module; its mode and its device stay as they are.
         task: whose sample it is, and how the network is called.
         paths: taps to read.
+        batch: run it on this prepared batch instead.
 
     Returns:
         Logits (1, classes) and the tapped tensors, on the network's device.
@@ -29,7 +32,7 @@ def probe(network: nn.Module, task: Task, paths: Sequence[str] = ()) -> Outputs:
         TapError: a tap that does not exist or gives no tensor.
     """
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    batch = first_sample(task)
+    batch = first_sample(task) if batch is None else batch
     batch = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
     taps = Taps(network, paths)
     with still(network), torch.no_grad(), taps:

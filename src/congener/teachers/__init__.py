@@ -2,6 +2,7 @@
 
 from congener.teachers.bridge import Bridge, Preprocessing, bridge
 from congener.teachers.cached import CachedTeacher
+from congener.teachers.fidelity import Fidelity, fidelity
 from congener.teachers.formats import Field
 from congener.teachers.frozen import FrozenTeacher, fingerprint, structure
 from congener.teachers.group import TeacherGroup
@@ -11,6 +12,7 @@ from congener.teachers.store import TeacherStore
 __all__ = [
     "Bridge",
     "CachedTeacher",
+    "Fidelity",
     "Field",
     "FrozenTeacher",
     "Manner",
@@ -18,6 +20,7 @@ __all__ = [
     "TeacherGroup",
     "TeacherStore",
     "bridge",
+    "fidelity",
     "fingerprint",
     "structure",
 ]

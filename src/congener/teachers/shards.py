@@ -88,8 +88,9 @@ class Layout:
             for name in rows
         }
         file.write(self.header)
-        for name in self.places:
-            file.write((rows | found)[name].data)
+        for name, (start, _) in self.places.items():
+            whole = (rows | found)[name].reshape(-1).view(np.uint8)
+            _append(file, whole, len(self.header) + start)
 
 
 class ShardFile:
@@ -218,6 +219,17 @@ def _bytes(value: Tensor, part: Part) -> Bytes:
     flat = value.detach().cpu().contiguous().reshape(len(value), -1)
     found: Bytes = flat.view(torch.uint8).numpy()
     return found
+
+
+def _append(file: BinaryIO, whole: Bytes, end: int) -> None:
+    """Append to a file of a size, with holes for long runs of 0: of a text without an answer."""
+    for start in range(0, len(whole), BLOCK):
+        piece = whole[start : start + BLOCK]
+        end += len(piece)
+        if piece.any():
+            file.write(piece.data)
+        else:
+            file.truncate(end)
 
 
 def _facts(mapped: mmap.mmap) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from congener.errors import DataError, RunError, StaleCache, did_you_mean
 from congener.runlog import write_text
 from congener.teachers.formats import Field
 from congener.teachers.shards import Bytes, Layout, Places, ShardFile
+from congener.teachers.witness import TEXT
 
 __all__ = ["WITNESS", "Draft", "Shard", "TeacherStore"]
 
@@ -79,7 +80,7 @@ class TeacherStore:
         self.folder, self._content, self.versions = folder, dict(content), dict(versions)
         self.identity: dict[str, str] = content["identity"]
         fields = [Field(**line | {"shape": tuple(line["shape"])}) for line in content["fields"]]
-        self.fields = {field.name: field for field in (*fields, Field(WITNESS, (), "float32"))}
+        self.fields = {field.name: field for field in (*fields, _witness_field(fields))}
         self.samples: int = content["samples"]
         self.views: int = content["views"]
         self.key = _hash(content)
@@ -115,7 +116,7 @@ class TeacherStore:
             DataError: a damaged manifest.
             RunError: a folder that cannot be written, or a disk that is too small.
         """
-        kept = (*fields, Field(WITNESS, (), "float32"))
+        kept = (*fields, _witness_field(fields))
         row = sum(field.nbytes for field in kept)
         content = {
             "format": FORMAT,
@@ -259,13 +260,16 @@ class TeacherStore:
             os.fsync(draft.file.fileno())
             draft.path.replace(self.path(draft.shard))
 
-    def read(self, names: Sequence[str], ids: Tensor, view: int) -> dict[str, Tensor]:
+    def read(
+        self, names: Sequence[str], ids: Tensor, view: int, counts: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What was said about some samples, by the names of fields, as the teacher gave it.
 
         Args:
             names: of fields.
             ids: sample ids, (batch,), in any order, any number of times.
             view: any number; the store has it modulo its views.
+            counts: of samples with a row for each of some tokens, how many each has, (batch,).
 
         Raises:
             DataError: an id that the store does not have; a missing or damaged file.
@@ -286,7 +290,8 @@ class TeacherStore:
             found = {name: file.rows(name, wanted).take(wanted, axis=0) for name in parts}
         else:
             found = self._gather(parts, wanted, view)
-        return {field.name: _decoded(field, found, len(wanted)) for field in fields}
+        counts = None if counts is None else counts.cpu()
+        return {field.name: _decoded(field, found, len(wanted), counts) for field in fields}
 
     def _gather(self, parts: Sequence[str], wanted: Places, view: int) -> dict[str, Bytes]:
         """Rows of several files, each file asked once."""
@@ -395,16 +400,24 @@ class TeacherStore:
                 )
 
 
-def _decoded(field: Field, found: Mapping[str, Bytes], rows: int) -> Tensor:
+def _decoded(field: Field, found: Mapping[str, Bytes], rows: int, counts: Tensor | None) -> Tensor:
     """What a field's bytes mean."""
-    return field.decode(
-        {
-            part.name: torch.from_numpy(found[part.name].reshape(-1))
-            .view(part.dtype)
-            .view(rows, *part.shape)
-            for part in field.parts
-        }
-    )
+    parts = {
+        part.name: torch.from_numpy(found[part.name].reshape(-1))
+        .view(part.dtype)
+        .view(rows, *part.shape)
+        for part in field.parts
+    }
+    if field.places is not None:
+        assert counts is not None
+        parts = field.gathered(parts, counts)
+    return field.decode(parts)
+
+
+def _witness_field(fields: Sequence[Field]) -> Field:
+    """How the sketch of a sample's input is kept."""
+    texts = any(field.places is not None for field in fields)
+    return Field(WITNESS, TEXT if texts else (), "float32")
 
 
 def _lines(content: Mapping[str, Any]) -> dict[str, str]:

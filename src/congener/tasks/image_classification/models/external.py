@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from congener.errors import CongenerError, RecipeError, did_you_mean
+from congener.tasks.transformers_kinds import build_kind
 
 __all__ = ["from_timm", "from_torchvision", "from_transformers"]
 
@@ -82,38 +83,21 @@ def from_transformers(
     The arguments are those of its configuration, such as ``hidden_size``.
     """
     try:
-        import transformers  # takes seconds, so only when asked for
+        from transformers.models.auto import modeling_auto  # takes seconds, so only when asked for
     except ImportError as error:
         raise CongenerError(
             f"transformers:{name} needs the package {error.name!r}; install it with: "
             'pip install "congener[transformers]"'
         ) from error
-    from transformers.models.auto import modeling_auto
-
-    known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    if name not in known:
-        raise RecipeError(
-            f"transformers has no image classifier named {name!r}; {did_you_mean(name, known)}"
-        )
-    classes = known[name]
-    build = getattr(transformers, classes if isinstance(classes, str) else classes[0])
-    options = vars(build.config_class())
-    for key in arguments:
-        if key not in options and key != "num_labels":
-            raise RecipeError(
-                f"The configuration of transformers:{name} has no {key!r}; "
-                f"{did_you_mean(key, [option for option in options if option[0] != '_'])}"
-            )
     channels, *size = shape
     fitting = {"num_channels": channels, "image_size": size[0] if len({*size}) == 1 else size}
-    defaults = {key: value for key, value in fitting.items() if key in options}
-    try:
-        config = build.config_class(**({"num_labels": num_classes} | defaults | dict(arguments)))
-        network: nn.Module = build(config)
-    except Exception as error:  # its own kinds of errors differ from version to version
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"transformers:{name} does not take these values: {reason}.") from error
-    return network
+
+    def known_of(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        known = {key: value for key, value in fitting.items() if key in options}
+        return {"num_labels": num_classes} | known
+
+    names = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    return build_kind("image classifier", name, names, arguments, known_of)
 
 
 def _weights(given: Any) -> str:
