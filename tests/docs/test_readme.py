@@ -12,6 +12,7 @@ import soundfile
 import typer
 from safetensors.torch import save_file
 from tests.tasks.retrieval.emoji_files import save_emoji
+from tests.tasks.text_classification.tiny import save_encoder, save_tokenizer, sentences
 
 from congener import api
 from congener.catalogue import losses_by_name
@@ -91,7 +92,7 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader of the tutorials has: the packages of emoji, and a folder of clips."""
+    """What a reader of the tutorials has: packages of emoji, clips, an encoder and reviews."""
     folder = tmp_path_factory.mktemp("reader")
     save_emoji(folder / "data" / "emoji", 1920)
     (folder / "sounds").mkdir()
@@ -102,6 +103,10 @@ def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         split, tag = ("train", "test")[number % 2], ("dog", "siren", "dog;siren")[number % 3]
         lines.append(f"{number}.wav,{split},{tag}")
     (folder / "sounds" / "annotations.csv").write_text("\n".join(lines) + "\n")
+    save_encoder(save_tokenizer(folder / "encoder"), max_position_embeddings=64)
+    for name in ("reviews.csv", "reviews-test.csv"):
+        rows = [f"{text},{label}" for text, label in zip(*sentences(40), strict=True)]
+        (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
     return folder
 
 
