@@ -35,7 +35,7 @@ CASES = [
     ("timm", STUDENT, "timm:resnett", r"line 9: timm has no network named 'resnett'; did you mean"),
     ("library", STUDENT, "tim:resnet18", r"library of networks named 'tim'; did you mean 'timm'"),
     ("task", "name: image_classification", "name: image_clasification",
-     r"line 2: There is no task named .*; did you mean 'image_classification'\?"),
+     r"line 2: There is no task named .*; did you mean 'image_classification'"),
     ("data", "name: mnist,", "name: minst,",
      r"line 2: There is no data set named 'minst'; did you mean 'mnist'"),
     ("augmentation", "  data:", "  augment: crop_flop\n  data:",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_model
 from tests.contract.systems_cases import SYSTEMS, SystemCase
-from tests.systems.tiny import batch_of
+from tests.systems.tiny import prepared_batch as batch_of
 from tests.trajectory.processes import in_two_processes
 from torch import nn
 

@@ -224,6 +224,7 @@ def test_no_prompt_at_all() -> None:
         assert tuple(written.tokens.shape) == (0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*taken for padding")  # told once in a process
 def test_padded_vocabularies_are_cut_to_their_common_part() -> None:
     student, teacher = llama(1, vocabulary=13), llama(2, vocabulary=16)
     prompt, length = prompts(8, 5, vocabulary=13)

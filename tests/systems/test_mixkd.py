@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from tests.systems.tiny import TinyTask, TinyTextTask, batch_of, student_net, text_net, text_teacher
+from tests.systems.tiny import TinyTask, TinyTextTask, student_net, text_net, text_teacher
+from tests.systems.tiny import prepared_batch as batch_of
 from tests.trajectory.processes import in_two_processes
 from torch import Tensor, nn
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.systems.texts import TextTask, writer, writing_teacher
-from tests.systems.tiny import TinyTask, batch_of
+from tests.systems.tiny import TinyTask
+from tests.systems.tiny import prepared_batch as batch_of
 from tests.trajectory.processes import in_two_processes
 from torch import Tensor, nn
 

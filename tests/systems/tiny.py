@@ -139,10 +139,13 @@ class _PairFigures:
 
 
 def batch_of(task: Task, count: int = 12, split: str = "train") -> Batch:
-    raw = next(
+    return next(
         evaluation_batches(task, task.splits[split], batch_size=count, share=(0, 1), workers=0)
     )
-    return task.prepare(raw, train=True, seed=0, epoch=0)
+
+
+def prepared_batch(task: Task, count: int = 12, split: str = "train") -> Batch:
+    return task.prepare(batch_of(task, count, split), train=True, seed=0, epoch=0)
 
 
 def student_net(width: int = 8, *, norm: bool = True, dropout: float = 0.0) -> nn.Sequential:

@@ -105,8 +105,10 @@ def interleave(
     )  # fmt: skip
     if block == "adaptive" and top_k == 0:
         return write(teacher, texts, teacher_sampling, TEACHER, keep_logits=keep_logits)
-    if block == "adaptive" and top_k >= vocabulary and not keep_logits:
-        return write(student, texts, student_sampling, STUDENT)
+    if block == "adaptive" and top_k >= vocabulary:
+        if not keep_logits:
+            return write(student, texts, student_sampling, STUDENT)
+        block = max(max_new_tokens, 1)  # all is accepted
     readers = drafting, checking = Reader(student), Reader(teacher)
     pace = Pace(block, student, teacher)
     rows = texts.unfinished()

@@ -18,6 +18,7 @@ token: what a processor core and a data-centre GPU take, roughly (ours)."""
 
 _VECTORS = 8  # until so many tokens a core slows down, to half, as vectors become matrices (ours)
 _EXPECTED, _WEIGHT = 0.8, 2.0  # acceptance before any is seen, worth so many proposals (ours)
+_WORTH = 1.1  # drafts make rows uneven, and must so be faster by this at least (ours)
 _MEMORY = 0.95  # what was seen counts so much less with each block (ours)
 
 
@@ -52,7 +53,8 @@ class Pace:
             written = sum(share**place for place in range(length))
             return written / (length * step + self._teacher.seconds(rows * length))
 
-        return max(_LENGTHS, key=speed)
+        best = max(_LENGTHS, key=speed)
+        return best if speed(best) > _WORTH * speed(1) else 1
 
     def learn(self, kept: Tensor, own: Tensor) -> None:
         """Note how many tokens of each row were kept, and which were accepted, (rows, count)."""

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from congener.errors import NonFiniteLossError
 from congener.ops.checks import check_positive
+from congener.ops.precision import upcast
 
 __all__ = ["Sampling", "accepted", "check_drawable", "draw", "law"]
 
@@ -49,14 +50,14 @@ def law(logits: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[Tensor
         sampling: the law.
 
     Returns:
-        probabilities, float64 (float32 on devices without it).
+        probabilities, at least float32.
 
     >>> import torch
     >>> logits = torch.tensor([[0.5, 0.25, 0.25]]).log()
     >>> law(logits, Sampling(top_p=0.6)).tolist()
     [[0.666..., 0.333..., 0.0]]
     """
-    logits = logits.to(torch.float32 if logits.device.type == "mps" else torch.float64)
+    (logits,) = upcast(logits)
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
     probabilities = (logits / sampling.temperature).softmax(-1)
@@ -93,8 +94,10 @@ def draw(
     check_drawable(logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    cumulative = law(logits, sampling).cumsum(-1)
-    target = uniform[:, None].to(cumulative.dtype) * cumulative[:, -1:]
+    # So many numbers that float32 would add some of them in vain; Apple's devices have no other.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    cumulative = law(logits, sampling).cumsum(-1, dtype=wide)
+    target = uniform[:, None].to(wide) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 

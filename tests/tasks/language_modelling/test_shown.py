@@ -67,6 +67,8 @@ def test_prompts_on_which_networks_disagree_come_first() -> None:
 
 def test_without_a_teacher_or_a_rule_there_are_answers_alone() -> None:
     found = task()
+    assert not found.exhibits({"alone": llama(found).eval()}, {"alone": None})
+    found.generates = True
     (shown,) = found.exhibits({"alone": llama(found).eval()}, {"alone": None})
     assert [len(row) for row in shown.rows.values()] == [6, 6]
     assert all(panel.hit is None for row in shown.rows.values() for panel in row)

@@ -20,21 +20,17 @@ from congener.types import Batch, Term
 
 
 class Seen(nn.Module):
-    """A network that keeps what it was called with."""
+    """A network that keeps what it was called with; it may have embeddings of segments."""
 
-    def __init__(self, *, segments: bool = True) -> None:
+    def __init__(self, kinds: int = 0) -> None:
         super().__init__()
         self.given: dict[str, Tensor] = {}
-        if not segments:
-            self.forward = self.without  # type: ignore[method-assign]
+        if kinds:
+            self.token_type_embeddings = nn.Embedding(kinds, 1)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        self.given = {"ids": input_ids, "mask": attention_mask, "segments": token_type_ids}
-        return torch.zeros(len(input_ids), 2)
-
-    def without(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        self.given = {"ids": input_ids, "mask": attention_mask}
-        return torch.zeros(len(input_ids), 2)
+    def forward(self, **given: Tensor) -> Tensor:
+        self.given = given
+        return torch.zeros(len(given["input_ids"]), 2)
 
 
 def prepared(found: TextClassification, rows: Any, split: str = "train") -> Batch:
@@ -100,14 +96,23 @@ def test_pairs_have_segments(tmp_path: Path) -> None:
 
 def test_a_network_is_called_as_transformers_calls_it(tmp_path: Path) -> None:
     found = TextClassification(pairs(), tokenizer=str(save_tokenizer(tmp_path)), max_tokens=12)
-    batch, seen = prepared(found, [0, 1, 2]), Seen()
-    assert found.logits(found.call(seen, batch)).shape == (3, 2)
-    assert torch.equal(seen.given["ids"], batch["tokens"])
-    assert torch.equal(seen.given["mask"], batch["mask"])
-    assert torch.equal(seen.given["segments"], batch["segments"])
-    seen = Seen(segments=False)
-    found.call(seen, batch)
-    assert set(seen.given) == {"ids", "mask"}
+    batch = prepared(found, [0, 1, 2])
+    wanted = {
+        "input_ids": batch["tokens"],
+        "attention_mask": batch["mask"].long(),
+        "token_type_ids": batch["segments"],
+    }
+    for kinds in (0, 1, 2):
+        seen = Seen(kinds)
+        assert found.logits(found.call(seen, batch)).shape == (3, 2)
+        given = dict(wanted)
+        if kinds == 1:
+            given["token_type_ids"] = torch.zeros_like(batch["segments"])
+        elif not kinds:
+            del given["token_type_ids"]
+        assert given.keys() == seen.given.keys()
+        assert all(torch.equal(value, seen.given[name]) for name, value in given.items())
+        assert seen.given["attention_mask"].dtype == torch.int64
 
 
 def test_logits_are_a_tensor_or_in_a_record(tmp_path: Path) -> None:

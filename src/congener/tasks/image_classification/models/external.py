@@ -83,6 +83,7 @@ def from_transformers(
     The arguments are those of its configuration, such as ``hidden_size``.
     """
     try:
+        import transformers  # noqa: F401  (a part of it may be there without it)
         from transformers.models.auto import modeling_auto  # takes seconds, so only when asked for
     except ImportError as error:
         raise CongenerError(
