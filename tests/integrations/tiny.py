@@ -75,7 +75,8 @@ def settings(folder: Path, **changes: Any) -> TrainingArguments:
     given: dict[str, Any] = {
         "output_dir": str(folder), "per_device_train_batch_size": 8, "max_steps": 3,
         "learning_rate": 1e-2, "lr_scheduler_type": "constant", "optim": "sgd",
-        "max_grad_norm": 0.0, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
+        "max_grad_norm": 0.0, "use_cpu": True,
+        "report_to": [], "save_strategy": "no", "disable_tqdm": True,
         "logging_strategy": "no", "dataloader_pin_memory": False, "remove_unused_columns": False,
     }  # fmt: skip
     return TrainingArguments(**given | changes)
