@@ -7,20 +7,17 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
-from tests.systems.tiny import (
-    TinyTask,
-    student_net,
-    teacher_net,
-)
+from tests.systems.tiny import TinyData, TinyTask, student_net, teacher_net
 from torch import Tensor, nn
 
 from congener.engine import FitConfig, fit, prepare
 from congener.errors import RecipeError
 from congener.integrations.lightning import DistillationModule
 from congener.losses import FitNetsLoss, KDLoss, NDLoss, SPLoss
+from congener.schedules import Schedule
 from congener.system import System
 from congener.systems import DML, Distillation
-from congener.types import Term
+from congener.types import Batch, Term
 
 pytestmark = [
     # Lightning's own, under this version of torch
@@ -31,13 +28,37 @@ pytestmark = [
 CONFIG = FitConfig(epochs=3, batch_size=16, lr=1e-2, warmup=2, device="cpu")
 
 
+class Jittered(TinyData):
+    """Points that the data set moves at random, each time that they are read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = super().__getitem__(index)
+        return image + 0.3 * torch.randn(image.shape), label
+
+
+class MovingTask(TinyTask):
+    """Points that look otherwise in another view, under another seed, and when they are tested."""
+
+    def __init__(self, count: int, unlabelled: int = 0) -> None:
+        super().__init__(count)
+        self.splits = {"train": Jittered(count, 0, unlabelled), "test": TinyData(30, 1)}
+
+    def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
+        moved = 0.1 * epoch + 0.01 * seed if train else -0.2
+        return batch | {"image": batch["image"] + moved}
+
+
 def matched() -> FitNetsLoss:
     torch.manual_seed(8)
     return FitNetsLoss((8,), (16,))
 
 
 def system_of(task: TinyTask, **options: Any) -> Distillation:
-    terms = [Term(KDLoss(), 0.5), Term(SPLoss(), 10.0, "hidden", "hidden")]
+    fading = {"weight": Schedule("linear", start=1.0, end=0.0)}
+    terms = [
+        Term(KDLoss(), 0.5, schedules=fading),
+        Term(SPLoss(), 10.0, "hidden", "hidden"),
+    ]
     return Distillation(student_net(), teacher_net(), terms, task=task, **options)
 
 
@@ -72,7 +93,7 @@ def same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("unlabelled", [0, 20])
 def test_a_run_ends_where_ours_does(tmp_path: Path, unlabelled: int) -> None:
-    task = TinyTask(50, unlabelled=unlabelled)
+    task = MovingTask(50, unlabelled)
     task.labelled = torch.arange(unlabelled, 50) if unlabelled else None
     config = CONFIG.model_copy(update={"labelled_per_batch": 8 if unlabelled else 0, "views": 2})
     ours = system_of(task)

@@ -374,12 +374,15 @@ def test_a_teacher_with_columns_of_its_own(tmp_path: Path) -> None:
     mine._system.teacher.model.register_forward_pre_hook(
         lambda _, __, named: heard.append(named), with_kwargs=True
     )
+    read: list[str] = []
+    mine.model.register_forward_pre_hook(lambda _, __, named: read.extend(named), with_kwargs=True)
     mine.train()
     assert set(heard[0]) == {"input_ids", "attention_mask"}
     assert {tuple(row) for row in heard[0]["input_ids"].tolist()} == {
         tuple(row) for row in others.tolist()
     }
     mine.evaluate(rows)
+    assert not [name for name in read if name.startswith("teacher_")]
     with pytest.raises(RecipeError, match="has teacher_input_ids, teacher_attention_mask for"):
         trainer(tmp_path, "samples", train_dataset=rows, remove_unused_columns=True)
 
