@@ -2,8 +2,9 @@
 
 python benchmarks/bench_generation.py [words]
 
-The networks are random, with a flat law, and so is the rank of a student's token among the
-teacher's: ``top_k`` is the acceptance times the vocabulary. What is compared gives the same tokens.
+A teacher of 135 million weights and a student of 19. They are random, with a flat law, and so is
+the rank of a student's token among the teacher's: ``top_k`` is the acceptance times the vocabulary.
+What is compared gives the same tokens, but for ``generate``, which draws with numbers of its own.
 """
 
 from functools import partial
@@ -12,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from harness import Comparison, main
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from congener.generation import Sampling, accepted, draw, interleave, interleave_sequential
 from congener.ops.keyed_random import keyed_uniform
 
-VOCABULARY, PROMPT, NEW = 4096, 16, 48
+VOCABULARY, PROMPT, NEW = 49152, 16, 48
 PLAIN = Sampling()
 
 
@@ -28,18 +29,19 @@ class Given(NamedTuple):
     top_k: int
 
 
-def network(width: int, layers: int) -> nn.Module:
+def network(width: int, layers: int, heads: int, groups: int, inner: int) -> nn.Module:
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=layers, num_attention_heads=8, tie_word_embeddings=True,
-        max_position_embeddings=256, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=groups,
+        tie_word_embeddings=True, max_position_embeddings=256, bos_token_id=None,
+        eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
 def given(acceptance: float, rows: int) -> Given:
     torch.manual_seed(0)
-    student, teacher = network(256, 2), network(512, 8)
+    student, teacher = network(256, 8, 4, 4, 768), network(576, 30, 9, 3, 1536)
     prompt = torch.randint(1, VOCABULARY, (rows, PROMPT))
     return Given(student, teacher, prompt, round(acceptance * VOCABULARY))
 
@@ -52,7 +54,7 @@ def with_block(block: Any, given: Given, sampler: Any = interleave) -> list[Tens
         teacher_sampling=PLAIN, max_new_tokens=NEW, eos=None, pad=0, block=block,
         keep_logits=True,
     )  # fmt: skip
-    return [written.tokens, written.logits]
+    return [written.tokens, written.logits.view(rows, NEW, VOCABULARY)]
 
 
 @torch.no_grad()
@@ -76,16 +78,35 @@ def token_by_token(given: Given) -> list[Tensor]:
     return [torch.cat(tokens, dim=1), torch.stack(kept, dim=1)]
 
 
+SETTINGS: dict[str, Any] = {
+    "do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": NEW,
+}  # fmt: skip
+
+
+def scored(given: Given, text: Tensor) -> list[Tensor]:
+    """The teacher's logits of a student's text; nothing to compare, since draws are others."""
+    logits = given.teacher(input_ids=text).logits[:, PROMPT - 1 : -1]
+    return [text[:, PROMPT:] * 0, logits[:0]]
+
+
 @torch.no_grad()
 def generate_and_score(given: Given) -> list[Tensor]:
     """The student's texts by transformers' ``generate``, then the teacher's logits of them."""
     torch.manual_seed(0)
-    text = given.student.generate(
-        given.prompt, attention_mask=torch.ones_like(given.prompt), do_sample=True, top_k=0,
-        top_p=1.0, temperature=1.0, max_new_tokens=NEW,
-    )  # fmt: skip
-    logits = given.teacher(input_ids=text).logits[:, PROMPT - 1 : -1]
-    return [text[:, PROMPT:] * 0, logits[:0]]  # other draws, so not to be compared
+    mask = torch.ones_like(given.prompt)
+    return scored(given, given.student.generate(given.prompt, attention_mask=mask, **SETTINGS))
+
+
+@torch.no_grad()
+def trl(given: Given) -> list[Tensor]:
+    """The same with the texts of TRL's GKDTrainer."""
+    from trl.experimental.gkd import GKDTrainer
+
+    torch.manual_seed(0)
+    prompts = {"prompts": given.prompt, "prompt_attention_mask": torch.ones_like(given.prompt)}
+    settings = GenerationConfig(**SETTINGS, pad_token_id=0)
+    text = GKDTrainer.generate_on_policy_outputs(given.student, prompts, settings)[0]
+    return scored(given, text)
 
 
 def of_own_texts(given: Given) -> list[Tensor]:
@@ -126,6 +147,10 @@ BENCHES = [
         plain=generate_and_score,
         ours=of_own_texts,
         goal=1.0,
+        peer=trl,
+        peer_package="trl",
+        same_as_peer=False,
+        peer_goal=1.0,
         rounds=3,
     ),
 ]

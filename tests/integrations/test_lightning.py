@@ -11,7 +11,7 @@ from tests.systems.tiny import TinyData, TinyTask, student_net, teacher_net
 from torch import Tensor, nn
 
 from congener.engine import FitConfig, fit, prepare
-from congener.errors import RecipeError
+from congener.errors import DataError, RecipeError
 from congener.integrations.lightning import DistillationModule
 from congener.losses import FitNetsLoss, KDLoss, NDLoss, SPLoss
 from congener.schedules import Schedule
@@ -194,6 +194,40 @@ def test_what_must_be_done_first_is_asked_for(tmp_path: Path) -> None:
     module = DistillationModule(theirs, task, CONFIG, prepared=True)
     trainer(tmp_path).fit(module)
     same(states(module.system), states(ours))
+
+
+def test_what_a_loader_of_the_users_lacks_is_told(tmp_path: Path) -> None:
+    class Numbered(TinyTask):
+        def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
+            return batch | {"image": batch["image"] + 0 * batch["index"][:, None]}
+
+    task = Numbered(50)
+    module = DistillationModule(system_of(task), task, CONFIG)
+    options: dict[str, Any] = {"batch_size": 10, "collate_fn": task.collate}
+    loader = torch.utils.data.DataLoader(task.splits["train"], **options)
+    with pytest.raises(DataError, match=r"batches have no `index`, .* or leave the loader out"):
+        trainer(tmp_path).fit(module, loader)
+    bare = torch.utils.data.DataLoader(task.splits["train"])
+    with pytest.raises(DataError, match=r"batches are a list; .* collate_fn=task\.collate"):
+        trainer(tmp_path).fit(module, bare)
+    with pytest.raises(DataError, match="batches have no `index`"):
+        trainer(tmp_path).validate(module, loader)
+
+
+def test_epochs_are_whole_but_of_a_loader_of_the_users(tmp_path: Path) -> None:
+    task = TinyTask(50)
+    module = DistillationModule(system_of(task), task, CONFIG)
+    for limit in ({"limit_train_batches": 2}, {"limit_train_batches": 0.5}, {"overfit_batches": 1}):
+        with pytest.raises(RecipeError, match=r"limit_train_batches=\S+ .* of the 4 of an epoch"):
+            trainer(tmp_path, **limit).fit(module)
+    trainer(tmp_path, limit_train_batches=4).fit(module)
+    options: dict[str, Any] = {"batch_size": 10, "collate_fn": task.collate}
+    loader = torch.utils.data.DataLoader(task.splits["train"], **options)
+    theirs = trainer(tmp_path, limit_train_batches=2)
+    theirs.fit(DistillationModule(system_of(task), task, CONFIG), loader)
+    assert theirs.global_step == 6
+    once = CONFIG.model_copy(update={"epochs": 1})
+    trainer(tmp_path, fast_dev_run=2).fit(DistillationModule(system_of(task), task, once))
 
 
 @pytest.mark.parametrize(

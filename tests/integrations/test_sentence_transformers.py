@@ -236,6 +236,10 @@ def test_what_does_not_fit_is_told(folder: Path) -> None:
     other = encoder(folder, 12, words=[*WORDS, "i"])
     with pytest.raises(RecipeError, match=r"\(vocabularies of 14 and 13 words\).*teacher_labels"):
         EmbeddingDistillation(student, SPLoss(), teacher=other)
+    for teacher in (student, SentenceTransformer(modules=[student[0], Pooling(8, "cls")])):
+        with pytest.raises(RecipeError, match="teacher holds weights of the student"):
+            EmbeddingDistillation(student, SPLoss(), teacher=teacher)
+    assert all(p.requires_grad for p in student.parameters())
     with pytest.raises(DataError, match="neither a teacher nor what it said"):
         EmbeddingDistillation(student, SPLoss())(tokens(student, FIRST), None)
     with pytest.raises(DataError, match="has one column of texts; give it two"):

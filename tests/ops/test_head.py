@@ -120,13 +120,15 @@ def test_gradcheck(loss: Callable[..., Tensor]) -> None:
     assert torch.autograd.gradcheck(value, tuple(leaves(student)))
 
 
+@pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("chunk", [2, 256])
-def test_labels_for_a_teacher(chunk: int) -> None:
+def test_labels_for_a_teacher(chunk: int, masked: bool) -> None:
     student, _ = pair(2)
     labels = torch.arange(BATCH * TOKENS).reshape(BATCH, TOKENS) % VOCAB
     labels[1], labels[0, 2] = -100, -100
+    mask = labels >= 0 if masked else None  # -100 counts for nothing without a mask, too
     actual = with_gradients(
-        lambda x: loss_from_hidden(cross_entropy, x, labels, mask=labels >= 0, chunk=chunk), student
+        lambda x: loss_from_hidden(cross_entropy, x, labels, mask=mask, chunk=chunk), student
     )
     expected = with_gradients(
         lambda x: F.cross_entropy(logits(x).flatten(0, 1), labels.flatten()), student

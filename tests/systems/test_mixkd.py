@@ -304,8 +304,9 @@ def test_without_both_terms_the_run_is_that_without_mixing() -> None:
     assert trained(lambda net: MixKD(net, text_teacher(), task=task)) != plain
 
 
-def test_networks_are_called_once_and_the_teacher_on_mixtures_alone() -> None:
-    for options, rows in (({}, 12), ({"kd_weight": 1.0}, 24)):
+def test_networks_are_called_once_and_the_teacher_on_what_is_used_alone() -> None:
+    texts = {"alpha_tmkd": 0.0, "kd_weight": 1.0}
+    for options, rows in (({}, 12), ({"kd_weight": 1.0}, 24), (texts, 12)):
         system = mixkd(**options)
         calls: list[int] = []
 
@@ -323,7 +324,21 @@ def _network(system: MixKD) -> nn.Module:
     return frozen.model
 
 
-@pytest.mark.parametrize("options", [{}, {"kd_weight": 0.5}, {"alpha_tmkd": 0.0}], ids=str)
+def test_the_teacher_of_the_texts_alone_is_asked_as_they_are() -> None:
+    terms = [Term(SPLoss(), 2.0, "hidden", "hidden")]
+    both = mixkd(kd_weight=0.5, terms=terms)
+    alone = mixkd(kd_weight=0.5, terms=terms, alpha_tmkd=0.0)
+    batch = batch_of(both.task, 12)
+    wanted, found = both(batch, NOW)[1], alone(batch, NOW)[1]
+    assert found.keys() == wanted.keys() - {"teacher_mixup"}
+    for name, value in found.items():
+        assert value.item() == pytest.approx(wanted[name].item(), rel=1e-6)
+
+
+TEXTS = {"alpha_tmkd": 0.0, "kd_weight": 0.5}
+
+
+@pytest.mark.parametrize("options", [{}, {"kd_weight": 0.5}, {"alpha_tmkd": 0.0}, TEXTS], ids=str)
 @pytest.mark.parametrize("pieces", [8, 3])
 def test_pieces_are_the_whole_batch(options: dict[str, Any], pieces: int) -> None:
     whole, cut = (mixkd(unlabelled=3, mixing={"per": "example"}, **options) for _ in range(2))

@@ -365,7 +365,7 @@ def test_where_a_text_goes() -> None:
     batch = batch_of(task, 4)
     eos, pad = task.vocabulary.eos, task.vocabulary.pad
     fresh = torch.tensor([[eos, pad, pad, pad, pad, pad], [1, 2, 3, 1, 2, eos]])
-    said = torch.arange(2 * 6 * WORDS).view(2, 6, WORDS).double()
+    said = torch.arange(7 * WORDS).view(7, WORDS).double()
     length = torch.tensor([1, 6])
     written = Written(fresh, length, length > 0, fresh > 0, said)
     before = {name: value.clone() for name, value in batch.items()}
@@ -378,8 +378,7 @@ def test_where_a_text_goes() -> None:
     assert int(task.token_mask(seen)[2].sum()) == 1
     system = build(task)
     rows = system.teacher(seen | {"index": torch.arange(4)}).logits
-    assert torch.equal(rows[-6:], said[1])
-    assert torch.equal(rows[-7], said[0, 0])
+    assert torch.equal(rows[-7:], said)
     assert len(rows) == len(texts[0]) + len(texts[1]) + 7
     for row, end in enumerate(seen["length"]):
         assert (seen["tokens"][row, end:] == pad).all()
@@ -538,14 +537,25 @@ def test_any_loss_of_tokens(given: Any, kind: str) -> None:
     [
         ({"text": "gkd"}, ValueError, "text must be one of 'skd', 'student', 'teacher', 'data'"),
         ({"reduction": "mean"}, ValueError, "reduction must be one of 'sequence', 'token'"),
-        ({"share": 1.5}, ValueError, "share must be finite, at least 0 and at most 1, not 1.5"),
-        ({"share": {"end": -1.0}}, ValueError, "share must be finite, at least 0 and at most 1"),
+        ({"share": 1.5}, RecipeError, "share must be finite, at least 0 and at most 1, not 1.5"),
+        ({"share": {"end": -1.0}}, RecipeError, "share must be finite, at least 0 and at most 1"),
         ({"share": {"stat": 1.0}}, RecipeError, "The part 'share' takes no argument 'stat'; did"),
-        ({"warm_up": -0.1}, ValueError, "warm_up must be finite, at least 0 and at most 1"),
-        ({"top_k": -1}, ValueError, "top_k must be finite, at least 0, not -1"),
+        ({"warm_up": -0.1}, RecipeError, "warm_up must be finite, at least 0 and at most 1"),
+        ({"top_k": -1}, RecipeError, "top_k must be finite, at least 0, not -1"),
+        ({"top_k": "25"}, RecipeError, "top_k must be a number, not '25'"),
+        ({"top_k": True}, RecipeError, "top_k must be a number, not True"),
+        ({"top_k": [1]}, RecipeError, r"top_k must be a number, not \[1\]"),
+        ({"top_k": math.nan}, RecipeError, "top_k must be finite, at least 0, not nan"),
+        ({"top_k": Schedule(start="1")}, RecipeError, "top_k must be a number, not '1'"),
+        ({"share": "all"}, RecipeError, "share must be a number, not 'all'"),
+        ({"share": math.nan}, RecipeError, "share must be finite"),
+        ({"warm_up": "0.1"}, RecipeError, "warm_up must be a number"),
+        ({"term_weights": {"kd": "1"}}, RecipeError, "The weight of 'kd' must be a number"),
+        ({"term_weights": 2.0}, RecipeError, "term_weights must give terms their factors, not be"),
+        ({"loss": 3}, RecipeError, "loss must be a loss, or its name and arguments, not 3"),
         ({"term_weights": {"ce": 1.0}}, RecipeError, "SKD has no term 'ce' to weigh; "),
-        ({"term_weights": {"kd": -1.0}}, ValueError, "The weight of 'kd' must be finite, at least"),
-        ({"term_weights": {"kd": math.inf}}, ValueError, "The weight of 'kd' must be finite, at l"),
+        ({"term_weights": {"kd": -1.0}}, RecipeError, "The weight of 'kd' must be finite, at"),
+        ({"term_weights": {"kd": math.inf}}, RecipeError, "The weight of 'kd' must be finite, a"),
         ({"term_weights": {"kd": 0.0}}, RecipeError, "All term_weights are 0, so nothing would be"),
         ({"loss": "sp"}, RecipeError, "There is no loss of token logits named 'sp'; "),
         ({"loss": SPLoss(reduction="sum")}, RecipeError, "must have the reduction 'mean' to begin"),
@@ -553,7 +563,7 @@ def test_any_loss_of_tokens(given: Any, kind: str) -> None:
         ({"writing": {"max_new_tokens": 0}}, RecipeError, "max_new_tokens must be a number of tok"),
         ({"writing": {"coin": "epoch"}}, RecipeError, "'coin' of the part 'writing' is 'epoch'"),
         ({"writing": {"student_top_p": 0.0}}, ValueError, "top_p must be in"),
-        ({"writing": {"teacher_temperature": -1.0}}, ValueError, "temperature must be positive"),
+        ({"writing": {"teacher_temperature": -1.0}}, RecipeError, "teacher_temperature must be f"),
         ({"writing": {"top_k": 5}}, RecipeError, "The part 'writing' takes no argument 'top_k'"),
         ({"task": TinyTask()}, RecipeError,
          "learns from texts that answer prompts, and the batches of this task .TinyTask. hold ima"),
@@ -567,6 +577,15 @@ def test_bad_requests_are_told(options: Any, error: type[Exception], sentence: s
 def test_writing_is_checked_without_a_recipe_too() -> None:
     with pytest.raises(ValueError, match="coin must be one of 'sample', 'batch', not 'epoch'"):
         Writing(coin="epoch")  # type: ignore[arg-type]
+    wrong: Any
+    for wrong in ("hot", True, math.nan):
+        with pytest.raises(RecipeError, match="student_temperature must be "):
+            Writing(student_temperature=wrong)
+        with pytest.raises(RecipeError, match="teacher_top_p must be "):
+            Writing(teacher_top_p=wrong)
+    for wrong in (True, 2.0):
+        with pytest.raises(RecipeError, match=f"block must be .*, not {wrong}"):
+            Writing(block=wrong)
 
 
 def test_batches_without_prompts_are_refused() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.tasks.text_classification.tiny import save_tokenizer
+from tests.tasks.text_classification.tiny import save_encoder, save_tokenizer, splits, task
 from transformers.utils import logging
 
 from congener.errors import CongenerError, RecipeError
@@ -16,6 +16,7 @@ from congener.tasks.hub_folder import (
     read_from_hub_folder,
     read_tokenizer,
 )
+from congener.tasks.text_classification import TextClassification
 
 
 def test_a_folder_is_named_by_its_path_or_by_a_package(
@@ -28,6 +29,27 @@ def test_a_folder_is_named_by_its_path_or_by_a_package(
     assert hub_folder("tiny_words") == inside
     assert "tiny_words" not in sys.modules  # a package is not run to be looked into
     assert len(read_tokenizer(hub_folder("tiny_words"))) == 18
+
+
+def test_a_path_may_be_one_of_pathlib_or_begin_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = save_tokenizer(tmp_path / "words")
+    assert hub_folder(inside) == inside
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub_folder("~/words") == hub_folder(Path("~/words")) == inside
+    assert TextClassification(splits(), tokenizer=inside, max_tokens=12).vocab_size == 18
+    encoder = save_encoder(tmp_path / "encoder")
+    assert (
+        task(tmp_path / "words").build_model("pretrained", model=encoder).config.hidden_size == 16
+    )
+    monkeypatch.chdir(inside)
+    assert hub_folder(".") == Path()
+    for none in ("", " "):
+        with pytest.raises(RecipeError, match=r"has no name; give its path \('\.' for"):
+            hub_folder(none)
+    with pytest.raises(RecipeError, match="neither a folder '~nobody-has-this-name/words'"):
+        hub_folder("~nobody-has-this-name/words")
 
 
 @pytest.mark.parametrize("model", ["nowhere", "json", "no/where", "tiny-words"])

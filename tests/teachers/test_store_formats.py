@@ -142,8 +142,32 @@ def test_a_value_that_a_format_cannot_hold_is_refused() -> None:
 def test_a_choice_of_no_use_is_refused(name, shape, top_k, sentence) -> None:
     with pytest.raises(RecipeError, match=sentence):
         Field(name, shape, "float32", "fp16", top_k)
-    with pytest.raises(RecipeError, match="temperature must be positive, not 0"):
-        Field("logits", (8,), "float32", "fp16", 2, 0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("chosen", [{"top_k": 2}, {"sampled": 3}, {"top_k": 2, "sampled": 3}])
+def test_a_temperature_that_is_none_is_refused(chosen, temperature) -> None:
+    with pytest.raises(RecipeError, match="temperature must be positive and finite, not "):
+        Field("logits", (8,), "float32", "fp16", temperature=temperature, **chosen)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("known", [1, 2, 3, 6])
+def test_words_that_the_teacher_excludes_are_never_drawn(known, temperature) -> None:
+    value = logits_of(200, 8)
+    excluded = value.topk(8 - known, dim=-1).indices
+    value = value.scatter(-1, excluded, -math.inf)
+    field = Field("logits", (8,), "float32", "fp32", 2, temperature, sampled=5)
+    draws = field.draws(torch.arange(200), 0)
+    found = field.decode(field.encode(value, draws))
+    assert not found.isnan().any()
+    assert (found.gather(-1, excluded) == -math.inf).all()
+    top = value.topk(min(2, known), dim=-1).indices
+    torch.testing.assert_close(found.gather(-1, top), value.gather(-1, top))
+    law = (value / temperature).softmax(-1)
+    torch.testing.assert_close((found / temperature).softmax(-1).sum(-1), law.sum(-1))
+    if known <= 2:
+        torch.testing.assert_close(found, value)
 
 
 def test_a_field_says_what_it_is() -> None:

@@ -121,6 +121,8 @@ def restore_random(states: list[dict[str, Any]], rank: int, step: int) -> None:
 def load_weights(model: nn.Module, path: Path, *, from_first: bool = False) -> None:
     """Load a network's weights from ``.safetensors``, or from a ``.pt``/``.pth`` state dict.
 
+    Of tied weights, which are one tensor under several names, the file may hold one name alone.
+
     Args:
         model: the network.
         path: the file.
@@ -133,8 +135,32 @@ def load_weights(model: nn.Module, path: Path, *, from_first: bool = False) -> N
     weights = on_first(lambda: read_tensors(path)) if from_first else read_tensors(path)
     weights = {name.removeprefix("module."): value for name, value in weights.items()}
     model = bare(model)
+    weights |= _tied(model, weights, path)
     check_state(model, weights, path)
     model.load_state_dict(weights)
+
+
+def _tied(model: nn.Module, weights: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tied weights under all of their names, of a file that may hold one of them.
+
+    Raises:
+        CheckpointError: a file in which they differ.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, value in model.state_dict().items():
+        if value.numel():
+            groups.setdefault((value.data_ptr(), value.shape, value.stride()), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in groups.values():
+        there = [name for name in names if name in weights]
+        for other in there[1:]:
+            if not torch.equal(weights[there[0]], weights[other]):
+                raise CheckpointError(
+                    f"{path} holds {there[0]!r} and {other!r} apart, which are one tensor in this "
+                    f"{type(model).__name__}; build it untied, as it was trained."
+                )
+        found |= {name: weights[there[0]] for name in names if there}
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -65,7 +66,7 @@ def predict(
         model: the network.
         task: how it is called.
         dataset: on what.
-        tap: whose tensor is kept, too.
+        tap: whose tensor is kept, too; of tokens, 0 where there is padding.
         batch_size: default: twice what the task evaluates at once.
     """
     batch_size = batch_size or 2 * task.evaluation_batch
@@ -85,11 +86,23 @@ def predict(
             labels.append(known.cpu())
             logits.append(said.float().cpu())
             if tap is not None:
-                features.append(seen[tap].float().cpu())
+                features.append(_counted(task, batch, seen[tap].float()).cpu())
     model.train(was_training)
-    return Predictions(
-        torch.cat(labels), torch.cat(logits), torch.cat(features) if features else None
-    )
+    return Predictions(torch.cat(labels), torch.cat(logits), _stacked(features))
+
+
+def _counted(task: Task, batch: Batch, feature: Tensor) -> Tensor:
+    """A feature of tokens or frames, 0 where there is padding, which follows the batch."""
+    mask = task.mask(batch, feature) if feature.ndim == 3 else None
+    return feature if mask is None else feature.masked_fill(~mask.unsqueeze(-1), 0)
+
+
+def _stacked(features: list[Tensor]) -> Tensor | None:
+    """Features of all batches, of which some may be longer than others."""
+    if len({feature.shape[1:] for feature in features}) > 1 and features[0].ndim == 3:
+        longest = max(feature.shape[1] for feature in features)
+        features = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in features]
+    return torch.cat(features) if features else None
 
 
 def _one_row_each(task: Task, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:

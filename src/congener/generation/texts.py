@@ -38,8 +38,8 @@ class Written:
         length: how many there are, an end-of-text token and a stop sequence included.
         finished: whether the text came to its end, rather than to the limit of its length.
         proposed: which tokens the student wrote itself.
-        logits: the teacher's raw logits for each token, over the common vocabulary, 0 after the
-            end; None where they were not asked for.
+        logits: the teacher's raw logits for each token, over the common vocabulary, those of a text
+            behind those of the text before it; None where they were not asked for.
         calls: forward passes, by network.
     """
 
@@ -47,7 +47,7 @@ class Written:
     length: Int[Tensor, " batch"]
     finished: Bool[Tensor, " batch"]
     proposed: Bool[Tensor, "batch longest"]
-    logits: Float[Tensor, "batch longest vocab"] | None = None
+    logits: Float[Tensor, "tokens vocab"] | None = None
     calls: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -94,7 +94,7 @@ class Texts:
         self.tokens = self.prompt_length.new_zeros(batch, longest + 2 * max_new_tokens)
         self.tokens[:, :longest] = prompt.where(columns < prompt_length[:, None], 0)
         self._proposed = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self._logits: Tensor | None = None
+        self._said: list[tuple[Tensor, Tensor, Tensor]] = []  # logits of tokens, their rows, places
         draws = keyed_uniform(index, seed=seed, epoch=step, count=2 * max_new_tokens)
         self._uniform = draws.view(batch, max_new_tokens, 2)
 
@@ -155,11 +155,9 @@ class Texts:
         return taken
 
     def _keep(self, rows: Tensor, places: Tensor, logits: Tensor) -> None:
-        if self._logits is None:
-            self._logits = logits.new_zeros(*self._uniform.shape[:2], self.vocabulary)
         row, noted = (places < self.length[rows, None]).nonzero(as_tuple=True)
         at = rows[row]
-        self._logits[at, places[row, noted] - self.prompt_length[at]] = logits[row, noted]
+        self._said.append((logits[row, noted], at, places[row, noted] - self.prompt_length[at]))
 
     def written(self, calls: Mapping[str, int], *, keep_logits: bool = False) -> Written:
         """What was written, by so many forward passes; also where there was nothing to write."""
@@ -167,17 +165,25 @@ class Texts:
         longest = int(length.max()) if len(length) else 0
         steps = torch.arange(longest, device=length.device)
         inside, columns = steps < length[:, None], self.prompt_length[:, None] + steps
-        logits = self._logits
-        if keep_logits and logits is None:
-            logits = torch.zeros(*inside.shape, self.vocabulary, device=length.device)
         return Written(
             tokens=self.tokens.gather(1, columns).where(inside, self.pad),
             length=length,
             finished=self.finished,
             proposed=self._proposed.gather(1, columns) & inside,
-            logits=None if logits is None else logits[:, :longest],
+            logits=self._logits(length) if keep_logits else None,
             calls={"student": 0, "teacher": 0} | dict(calls),
         )
+
+    def _logits(self, length: Tensor) -> Tensor:
+        """What was kept, text by text."""
+        start, dtype = length.cumsum(0) - length, None
+        if self._said:
+            dtype = self._said[0][0].dtype
+        whole = torch.zeros(int(length.sum()), self.vocabulary, dtype=dtype, device=length.device)
+        while self._said:  # each is let go at once: they are large
+            logits, rows, places = self._said.pop()
+            whole[start[rows] + places] = logits
+        return whole
 
 
 @contextmanager

@@ -9,7 +9,8 @@ trainer's. A loader of your own works as well, if its batches are such as the ta
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from congener.engine import FitConfig, steps_per_epoch
 from congener.engine.feed import epoch_batches, evaluation_batches, in_training, size, to_device
 from congener.engine.optim import build_optimizer, build_schedule
-from congener.errors import CongenerError, RecipeError
+from congener.errors import CongenerError, DataError, RecipeError
 from congener.system import System
 from congener.task import Metrics, Task
 from congener.types import Batch, Progress
@@ -128,13 +129,14 @@ class DistillationModule(LightningModule):
     def training_step(self, raw: Batch, index: int) -> Tensor:
         """The total; it and the unweighted terms are logged, under ``loss`` and ``loss_NAME``."""
         epoch = self.current_epoch
-        batch = in_training(
-            self.task, raw, self.config, self.device,
-            seed=self.seed, view=self.config.view(epoch),
-        )  # fmt: skip
         progress = Progress(self.global_step, int(self.trainer.estimated_stepping_batches), epoch)
         total: Tensor
-        total, terms, _ = self.system(batch, progress)
+        with _as_collated(raw):
+            batch = in_training(
+                self.task, raw, self.config, self.device,
+                seed=self.seed, view=self.config.view(epoch),
+            )  # fmt: skip
+            total, terms, _ = self.system(batch, progress)
         told = {"loss": total} | {f"loss_{name}": value for name, value in terms.items()}
         self.log_dict({name: value.detach() for name, value in told.items()}, batch_size=1)
         return total
@@ -146,9 +148,10 @@ class DistillationModule(LightningModule):
     def validation_step(self, raw: Batch, index: int) -> None:
         """Measure the bare student."""
         assert self._measured is not None
-        batch = to_device(raw, self.device)
-        batch = self.task.prepare(batch, train=False, seed=0, epoch=0)
-        self._measured.update(self.task.respond(self.student, batch), batch)
+        with _as_collated(raw):
+            batch = to_device(raw, self.device)
+            batch = self.task.prepare(batch, train=False, seed=0, epoch=0)
+            self._measured.update(self.task.respond(self.student, batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the task's figures, which are those of all processes."""
@@ -170,8 +173,21 @@ class DistillationModule(LightningModule):
         }
 
     def train_dataloader(self) -> "_Batches":
-        """The batches of :func:`congener.engine.fit`, epoch after epoch."""
-        return _Batches(self._epoch, self._per_epoch())
+        """The batches of :func:`congener.engine.fit`, epoch after epoch.
+
+        Raises:
+            RecipeError: the trainer takes fewer of them than an epoch has.
+        """
+        trainer: Any = self.trainer
+        limit, steps = trainer.limit_train_batches, self._per_epoch()
+        short = limit < steps if isinstance(limit, int) else limit < 1
+        if short and not trainer.fast_dev_run:  # which has one epoch
+            raise RecipeError(
+                f"The trainer takes limit_train_batches={limit} (or overfit_batches) of the "
+                f"{steps} of an epoch, and the order of the data goes by whole epochs; leave it "
+                "out, or give the trainer a loader of your own."
+            )
+        return _Batches(self._epoch, steps)
 
     def val_dataloader(self) -> "_Batches":
         """This process' share of the test set."""
@@ -205,6 +221,25 @@ class DistillationModule(LightningModule):
 
     def _share(self) -> tuple[int, int]:
         return self.trainer.global_rank, self.trainer.world_size
+
+
+@contextmanager
+def _as_collated(raw: Any) -> Iterator[None]:
+    """Say what a batch of the user's own loader lacks."""
+    if not isinstance(raw, Mapping):
+        raise DataError(
+            f"The loader's batches are a {type(raw).__name__}; expected mappings as the task makes "
+            "them: give the loader collate_fn=task.collate."
+        )
+    try:
+        yield
+    except KeyError as error:
+        if error.args != ("index",) or "index" in raw:
+            raise
+        raise DataError(
+            "The loader's batches have no `index`, the place of each sample in the data set, which "
+            "this task or system asks for; add it, as a tensor (batch,), or leave the loader out."
+        ) from error
 
 
 class _Batches:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from congener.errors import CongenerError, DataError, RecipeError
 from congener.ops.collectives import all_sum
 from congener.tasks.encoder_layers import keep_layers
+from congener.teachers.frozen import check_apart
 
 try:
     from sentence_transformers import SentenceTransformer
@@ -54,7 +55,8 @@ class EmbeddingDistillation(nn.Module):
         similarity: scores embeddings; ours and sentence-transformers' default: their product.
 
     Raises:
-        RecipeError: a loss that asks for anything else, or a teacher that reads other tokens.
+        RecipeError: a loss that asks for anything else, or a teacher that reads other tokens or
+            holds weights of the student.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class EmbeddingDistillation(nn.Module):
         self._teacher: tuple[SentenceTransformer, ...] = ()  # in a tuple: it is no submodule
         if teacher is not None:
             _check_tokens(model, teacher)
+            check_apart(model, teacher)
             self._teacher = (teacher.requires_grad_(False).eval(),)
         for parameter in (*self.loss.parameters(), *self.projector.parameters()):
             parameter.register_post_accumulate_grad_hook(_agree)  # type: ignore[no-untyped-call]

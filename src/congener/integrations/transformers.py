@@ -33,6 +33,7 @@ from congener.ops.collectives import all_sum
 from congener.ops.vocabulary import common_prefix
 from congener.systems import Distillation
 from congener.taps import Taps
+from congener.teachers.frozen import check_apart
 from congener.types import Outputs, Progress, Term
 
 try:
@@ -316,10 +317,6 @@ def _check_settings(trainer: Any, teacher: nn.Module, terms: Sequence[Term]) -> 
         "model_init makes a new student for each trial; give the network itself, as model=": (
             trainer.model_init is not None
         ),
-        "The teacher holds weights of the student, which would be frozen; give a copy of it "
-        "(copy.deepcopy)": not {id(p) for p in teacher.parameters()}.isdisjoint(
-            id(p) for p in trainer.model.parameters() if p.requires_grad
-        ),
         "Threads of one process (DataParallel) cannot read taps; start with torchrun or "
         "accelerate launch, one process for each GPU": trainer.args.n_gpu > 1,
         "A compiled student cannot be tapped from here; set torch_compile=False, or take terms "
@@ -334,6 +331,7 @@ def _check_settings(trainer: Any, teacher: nn.Module, terms: Sequence[Term]) -> 
     for problem, there in problems.items():
         if there:
             raise RecipeError(f"{problem}.")
+    check_apart(trainer.model, teacher)
 
 
 def _column_names(data: Any) -> list[str]:

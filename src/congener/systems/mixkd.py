@@ -136,16 +136,18 @@ class MixKD(System):
         self.student, self.losses, self.answers = student, clean.losses, clean.answers
         self.teacher = clean.teacher
         if self._mixes:
-            classes = self._check(student, teacher if alpha_tmkd or asked else None)
-            if teacher is not None and self.teacher is None and alpha_tmkd:
-                self.teacher = _MixtureTeacher(FrozenTeacher(teacher, task), classes)
+            self._check(student, teacher if alpha_tmkd or asked else None)
+            if isinstance(clean.teacher, FrozenTeacher) and not alpha_tmkd:
+                self.teacher = _HalfTeacher(clean.teacher, mixed=False)
+            elif teacher is not None and not asked and alpha_tmkd:
+                self.teacher = _HalfTeacher(FrozenTeacher(teacher, task), mixed=True)
 
     @property
     def _mixes(self) -> bool:
         return bool(self.alpha_sm or self.alpha_tmkd)
 
-    def _check(self, student: nn.Module, teacher: nn.Module | None) -> int:
-        """Try a mixture on both networks; the number of classes."""
+    def _check(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Try a mixture on both networks."""
         sample = first_sample(self.task)
         check_texts(sample)
         regression = sample["labels"].is_floating_point()
@@ -161,7 +163,6 @@ class MixKD(System):
                 f"The student tells {mine} classes apart and the teacher {theirs}; give both "
                 "networks the same classes."
             )
-        return mine
 
     def extra_repr(self) -> str:
         """The hyper-parameters."""
@@ -205,7 +206,7 @@ class MixKD(System):
             return self._clean[0].score(student, teacher, batch, progress)
         count = batch["mixed"].count(False)
         texts, mixtures = slice(count), slice(count, None)
-        said = None if teacher is None else _outputs(teacher, texts)
+        said = _outputs(teacher, texts) if teacher is not None and self._clean[0].terms else None
         terms = (
             self._clean[0]
             .score(_outputs(student, texts), said, _rows(batch, texts), progress)
@@ -217,7 +218,7 @@ class MixKD(System):
         if teacher is not None and self.alpha_tmkd:
             terms["teacher_mixup"] = mixkd_distance_loss(
                 logits,
-                teacher.logits[mixtures],
+                teacher.logits[-count:],
                 distance=self.distance,
                 temperature=self.temperature,
             )
@@ -230,26 +231,25 @@ class MixKD(System):
         return mixed_cross_entropy_loss(logits, own, other, share)
 
 
-class _MixtureTeacher:
-    """A teacher that is asked about the mixtures only; of the texts it says 0."""
+class _HalfTeacher:
+    """A teacher that is asked about the texts alone, or about the mixtures alone."""
 
-    def __init__(self, frozen: FrozenTeacher, classes: int) -> None:
-        self.frozen, self.classes = frozen, classes
+    def __init__(self, frozen: FrozenTeacher, *, mixed: bool) -> None:
+        self.frozen, self.mixed = frozen, mixed
 
     def __call__(self, batch: Batch) -> Outputs:
-        count, device = batch["mixed"].count(False), batch["share"].device
-        silent = torch.zeros(count, self.classes, device=device)
-        if count == len(batch["mixed"]):
-            return Outputs(silent)
-        said = self.frozen(_rows(batch, slice(count, None)))
-        return Outputs(torch.cat((silent, said.logits)))
+        count = batch["mixed"].count(False)
+        half = slice(count, None) if self.mixed else slice(count)
+        if self.mixed in batch["mixed"]:
+            return self.frozen(_rows(batch, half))
+        return _outputs(self.frozen(_rows(batch, slice(1))), slice(0))  # a piece without any
 
     @property
     def networks(self) -> tuple[FrozenTeacher, ...]:
         """What can be told how to run."""
         return self.frozen.networks
 
-    def to(self, device: torch.device) -> "_MixtureTeacher":
+    def to(self, device: torch.device) -> "_HalfTeacher":
         """Move the network to a device."""
         self.frozen.to(device)
         return self

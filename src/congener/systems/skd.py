@@ -91,8 +91,9 @@ class SKD(System):
             is not named keeps its default.
 
     Raises:
-        RecipeError: a task or networks that do not fit, an unknown name, no term at all.
-        ValueError: a share outside 0 to 1, a negative K or weight, an unknown word.
+        RecipeError: a task or networks that do not fit, an unknown name, no term at all, a share
+            outside 0 to 1, a negative K or weight, or what is no number.
+        ValueError: an unknown word.
     """
 
     name = "skd"

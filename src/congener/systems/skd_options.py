@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from copy import copy
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from congener.types import Progress
 
 __all__ = ["WEIGHTS", "at", "number", "scheduled", "token_loss", "weights_of"]
 
+NUMBERS: Any = Real  # NumPy's too
 WEIGHTS = {"task": 0.0, "kd": 1.0}
 LOSSES = {loss.name: loss for loss in (GKDLoss, KDLoss, SkewKLLoss, TotalVariationLoss)}
 
@@ -23,11 +25,13 @@ def number(name: str, value: float, most: float = math.inf) -> float:
     """A number that is not negative, nor above a limit.
 
     Raises:
-        ValueError: another one.
+        RecipeError: another one, or none.
     """
+    if isinstance(value, bool) or not isinstance(value, NUMBERS):
+        raise RecipeError(f"{name} must be a number, not {value!r}.")
     if not 0 <= value <= most or not math.isfinite(value):
         limit = "" if most == math.inf else f" and at most {most:g}"
-        raise ValueError(f"{name} must be finite, at least 0{limit}, not {value}.")
+        raise RecipeError(f"{name} must be finite, at least 0{limit}, not {value}.")
     return value
 
 
@@ -37,8 +41,7 @@ def scheduled(
     """A number, or a schedule that gives it, within limits from its start to its end.
 
     Raises:
-        ValueError: one outside them.
-        RecipeError: an unknown argument of the schedule.
+        RecipeError: one outside them, or none, or an unknown argument of the schedule.
     """
     if isinstance(value, Mapping):
         value = Schedule(**bind("part", name, Schedule, value))
@@ -59,9 +62,10 @@ def weights_of(given: Mapping[str, float]) -> dict[str, float]:
     """The factor of each term; one that is not named keeps its default.
 
     Raises:
-        RecipeError: an unknown term, or none with a weight.
-        ValueError: a negative weight.
+        RecipeError: an unknown term, a weight that is negative or no number, or none at all.
     """
+    if not isinstance(given, Mapping):
+        raise RecipeError(f"term_weights must give terms their factors, not be {given!r}.")
     for name, weight in given.items():
         if name not in WEIGHTS:
             raise RecipeError(f"SKD has no term {name!r} to weigh; {did_you_mean(name, WEIGHTS)}")
@@ -82,6 +86,8 @@ def token_loss(given: nn.Module | str | Mapping[str, Any]) -> nn.Module:
     if isinstance(given, nn.Module):
         loss = copy(given)
     else:
+        if not isinstance(given, str | Mapping):
+            raise RecipeError(f"loss must be a loss, or its name and arguments, not {given!r}.")
         arguments = {"name": given} if isinstance(given, str) else dict(given)
         name = arguments.pop("name", "gkd")
         build = resolve("loss of token logits", name, LOSSES)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from congener.errors import RecipeError
 from congener.generation import Sampling, Written, generate, interleave
 from congener.ops.checks import check_choice
+from congener.systems.skd_options import number
 from congener.taps import bare
 from congener.task import Task
 from congener.teachers import FrozenTeacher
@@ -26,7 +27,7 @@ __all__ = ["Author", "Text", "Writing", "owners", "rewritten", "write"]
 Text = Literal["skd", "student", "teacher", "data"]
 """Who writes: student and teacher together, one of them, or nobody: the data's texts stay."""
 
-SAID = "teacher_logits"  # the entry with what the teacher said of a text while it was written
+SAID = "teacher_logits"  # the entry with what the teacher said of each text while it was written
 WRITTEN = "written"  # the entry that tells which samples have a text that was written
 IGNORE = -100
 
@@ -46,8 +47,8 @@ class Writing:
         coin: falls for each ``"sample"`` or for a whole ``"batch"``, where only a share is written.
 
     Raises:
-        RecipeError: a length or a block that is not positive.
-        ValueError: a temperature, a share of probability or a word that cannot be.
+        RecipeError: a length or a block that is not positive, or what is no number.
+        ValueError: a share of probability or a word that cannot be.
     """
 
     student_temperature: float = 0.5
@@ -62,8 +63,11 @@ class Writing:
         check_choice("coin", self.coin, ("sample", "batch"))
         for name, length in (("max_new_tokens", self.max_new_tokens), ("block", self.block)):
             fits = length in (None, "adaptive") or (isinstance(length, int) and length >= 1)
-            if not fits or (name, length) == ("block", None):
+            if not fits or isinstance(length, bool) or (name, length) == ("block", None):
                 raise RecipeError(f"{name} must be a number of tokens, at least 1, not {length!r}.")
+        for who in ("student", "teacher"):
+            for name in (f"{who}_temperature", f"{who}_top_p"):
+                number(name, getattr(self, name))
         _ = self.student, self.teacher  # they refuse what cannot be
 
     @property
@@ -105,13 +109,13 @@ class Author:
         if SAID not in batch:
             return self.frozen(batch)
         task, written = self.frozen.task, batch[WRITTEN]
-        owner, place = _token_mask(task, batch).nonzero(as_tuple=True)
-        said: Tensor = batch[SAID]
-        after = (place + 1 - batch["prompt"][owner]).clamp(max=said.shape[1] - 1)
-        logits = said[owner, after]
-        if not written.all():
-            others = self.frozen(taken(batch, (~written).nonzero().flatten())).logits
-            logits[~written[owner]] = others.to(logits.dtype)
+        said = torch.cat(batch[SAID])
+        if written.all():
+            return Outputs(said)
+        others = self.frozen(taken(batch, (~written).nonzero().flatten())).logits
+        own = written[owners(task, batch)]
+        logits = said.new_empty(len(own), said.shape[1])
+        logits[own], logits[~own] = said, others.to(said.dtype)
         return Outputs(logits)
 
     def to(self, device: torch.device) -> "Author":
@@ -201,8 +205,10 @@ def rewritten(batch: Batch, places: Tensor, written: Written, task: Any) -> Batc
     found = batch | {"tokens": tokens, "labels": labels, "length": length, "mask": mask}
     found[WRITTEN] = torch.zeros_like(length, dtype=torch.bool).index_fill(0, places, value=True)
     if written.logits is not None:
-        said = written.logits
-        found[SAID] = said.new_zeros(len(length), *said.shape[1:]).index_copy(0, places, said)
+        texts = torch.split(written.logits, written.length.tolist())
+        found[SAID] = [written.logits[:0]] * len(length)  # a list, which is cut as samples are
+        for place, said in zip(places.tolist(), texts, strict=True):
+            found[SAID][place] = said
     return found
 
 

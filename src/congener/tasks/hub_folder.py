@@ -1,6 +1,7 @@
 """What ``transformers`` keeps in a folder: tokenizers and networks, read from disk alone."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +12,24 @@ from congener.errors import CongenerError, RecipeError
 __all__ = ["hub_folder", "pad_of", "quiet_transformers", "read_from_hub_folder", "read_tokenizer"]
 
 
-def hub_folder(model: str) -> Path:
+def hub_folder(model: str | Path) -> Path:
     """A folder by its path, or the folder ``model`` of an installed package by its name.
 
+    Args:
+        model: either; a path may begin with ``~``, the user's home.
+
     Raises:
-        RecipeError: neither is there.
+        RecipeError: neither is there, or no name.
     """
-    if Path(model).is_dir():
-        return Path(model)
+    model = str(model)
+    if not model.strip():
+        raise RecipeError(
+            "The folder of transformers has no name; give its path ('.' for the one that you are "
+            "in), or an installed package that has one in its folder 'model'."
+        )
+    folder = Path(os.path.expanduser(model))  # noqa: PTH111  (pathlib's fails without a home)
+    if folder.is_dir():
+        return folder
     found = importlib.util.find_spec(model) if model.isidentifier() else None
     inside = Path(found.origin).parent / "model" if found and found.origin else None
     if inside is None or not inside.is_dir():

@@ -38,15 +38,16 @@ def build_kind(
     names = known[kind]
     build = getattr(transformers, names if isinstance(names, str) else names[0])
     options = vars(build.config_class())
+    decided = dict(fitting(options))
     for key in arguments:
-        if key not in options and key != "num_labels":
+        if key not in options and key not in decided:
             public = [option for option in options if option[0] != "_"]
             raise RecipeError(
                 f"The configuration of transformers:{kind} has no {key!r}; "
                 f"{did_you_mean(key, public)}"
             )
     try:
-        network: nn.Module = build(build.config_class(**(dict(fitting(options)) | dict(arguments))))
+        network: nn.Module = build(build.config_class(**(decided | dict(arguments))))
     except Exception as error:  # its own kinds of errors differ from version to version
         reason = " ".join(str(error).split())
         raise RecipeError(f"transformers:{kind} does not take these values: {reason}.") from error

@@ -84,7 +84,8 @@ class Field:
         sampled: draw so many of the logits beyond ``top_k`` instead of having them all alike.
 
     Raises:
-        RecipeError: ``top_k`` or ``sampled`` of something else than logits, or of no fewer classes.
+        RecipeError: ``top_k`` or ``sampled`` of something else than logits, or of no fewer classes,
+            or a temperature that is not positive.
     """
 
     name: str
@@ -99,6 +100,8 @@ class Field:
     def __post_init__(self) -> None:
         if not self.partial:
             return
+        if not 0 < self.temperature < math.inf:
+            raise RecipeError(f"temperature must be positive and finite, not {self.temperature}.")
         classes = self.shape[-1] if self.name == "logits" and self.shape else 0
         if self.sampled is not None and (not classes or self.sampled < 1 or len(self.shape) != 1):
             raise RecipeError(
@@ -114,8 +117,6 @@ class Field:
                 if classes
                 else f"top_k is for logits, not for {self.name!r}; leave it out."
             )
-        if not self.temperature > 0:
-            raise RecipeError(f"temperature must be positive, not {self.temperature}.")
 
     def __str__(self) -> str:
         tokens = "" if self.places is None else f" of up to {self.places} tokens"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from congener.errors import RecipeError
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers.manner import Manner
@@ -18,7 +19,7 @@ from congener.types import Batch, Outputs
 if TYPE_CHECKING:
     from congener.teachers.int8 import Int8
 
-__all__ = ["FrozenTeacher", "fingerprint", "structure"]
+__all__ = ["FrozenTeacher", "check_apart", "fingerprint", "structure"]
 
 
 class FrozenTeacher:
@@ -122,6 +123,24 @@ def _single(said: Outputs) -> Outputs:
 
     features = {path: widened(value) for path, value in said.features.items()}
     return Outputs(widened(said.logits), features)
+
+
+def check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that would freeze the student with itself.
+
+    Args:
+        student: the network to train.
+        teacher: not frozen yet.
+
+    Raises:
+        RecipeError: it holds weights that the student is to train.
+    """
+    trained = {id(p) for p in student.parameters() if p.requires_grad}
+    if not trained.isdisjoint(id(p) for p in teacher.parameters()):
+        raise RecipeError(
+            "The teacher holds weights of the student, which would be frozen; give a copy of it "
+            "(copy.deepcopy)."
+        )
 
 
 def fingerprint(model: nn.Module) -> str:

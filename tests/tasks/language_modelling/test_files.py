@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tasks.language_modelling.words import WORDS, save_merging, save_words
+from tests.tasks.language_modelling.words import CHAT, WORDS, save_merging, save_words
 
 from congener.errors import DataError, RecipeError
 from congener.tasks.language_modelling import LanguageModelling, Splits
@@ -134,6 +134,31 @@ def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path: Path) -> None:
     chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
     with pytest.raises(DataError, match="line 1: the chat template writes the prompt otherwise"):
         read(tmp_path, [{"chat": chat}], tokenizer, messages="chat")
+
+
+def test_a_template_that_refuses_a_conversation_names_its_line(tmp_path: Path) -> None:
+    refusal = "{{ raise_exception('Roles must\\n alternate.') }}"
+    template = f"{{% if messages | length > 2 %}}{refusal}{{% endif %}}{CHAT}"
+    tokenizer = save_words(tmp_path / "words", template)
+    chat = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    lines = [{"chat": chat}, {"chat": chat}, {"chat": [chat[0], *chat]}]
+    with pytest.raises(DataError, match=r"train\.jsonl, line 3: Roles must alternate\.$"):
+        read(tmp_path, lines, tokenizer, messages="chat")
+    broken = save_words(tmp_path / "broken", "{% for m in messages %}")
+    with pytest.raises(DataError, match=r"train\.jsonl, line 1: .*'for'"):
+        read(tmp_path, lines, broken, messages="chat")
+
+
+@pytest.mark.parametrize("response", ["two </s> three", "two </s>", "</s>"])
+def test_a_response_with_an_end_of_its_own_is_refused(tmp_path: Path, response: str) -> None:
+    asked = {"role": "user", "content": "one </s> two"}
+    chat = [asked, {"role": "assistant", "content": response}]
+    told = r"line 2: the response contains the end token '</s>', which is added to it; take it out"
+    with pytest.raises(DataError, match=told):
+        read(tmp_path, [{"chat": [asked]}, {"chat": chat}], messages="chat")
+    pair = {"prompt": "one </s> two"}
+    with pytest.raises(DataError, match=told):
+        read(tmp_path, [pair, pair | {"response": response}])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Networks by name: from scratch, from a folder, of any kind that transformers has."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_documented_taps_exist() -> None:
         ("timm:llama", {}, "no library of networks named 'timm'; known: 'transformers'"),
         ("transformers:gpt3", {}, "no causal language model named 'gpt3'; did you mean .*'gpt2'"),
         ("transformers:gpt2", {"n_hed": 2}, "has no 'n_hed'; did you mean 'n_head'"),
+        ("transformers:gpt2", {"num_labels": 2}, "transformers:gpt2 has no 'num_labels'"),
         ("transformers:gpt2", {"n_head": 5}, "transformers:gpt2 does not take these values"),
         ("pretrained", {"model": "nowhere"}, "neither a folder 'nowhere' nor an installed package"),
         ("pretrained", {}, "needs the argument 'model'"),
@@ -84,13 +86,15 @@ def test_tokens_see_only_what_is_before_them(kind: str, tmp_path: Path) -> None:
         "llama": {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2},
     }
     found = task()
-    network = found.build_model(f"transformers:{kind}", **small[kind]).eval()
+    options = small[kind] | ({"is_decoder": False} if kind == "bert" else {})
+    network = found.build_model(f"transformers:{kind}", **options).eval()
+    fresh = deepcopy(network)
     network.config.is_decoder = False
     network.save_pretrained(tmp_path / "kept")
     read = found.build_model("pretrained", model=str(tmp_path / "kept")).eval()
     one, other = torch.tensor([[1, 2, 3]]), torch.tensor([[1, 2, 4]])
     with torch.no_grad():
-        for net in (found.build_model(f"transformers:{kind}", **small[kind]).eval(), read):
+        for net in (fresh, read):
             first, second = (net(input_ids=tokens).logits[0] for tokens in (one, other))
             assert first.shape == (3, VOCABULARY)
             torch.testing.assert_close(first[:2], second[:2])

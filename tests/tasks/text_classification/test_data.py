@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,27 @@ def test_classes_are_those_of_the_training_set(tmp_path: Path) -> None:
         tmp_path, text, test="text\tlabel\nx\t3\n", class_names=["3", "2", "10"], shuffle=False
     )
     assert given.train.labels.tolist() == [2, 1, -100]
+
+
+def test_classes_may_be_named_by_numbers_and_labels_be_missing_as_nan(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "label": 10.0}, {"text": "b", "label": math.nan}, {"text": "c", "label": 2},
+    ]  # fmt: skip
+    lines = "".join(json.dumps(row) + "\n" for row in rows)  # Python writes NaN as such
+    names: Any = [3, 2, 10]
+    options: dict[str, Any] = {"test": "text\tlabel\nx\t3\n", "shuffle": False}
+    found = table(tmp_path, lines, "jsonl", class_names=names, **options)
+    assert found.class_names == ("3", "2", "10")
+    assert found.train.labels.tolist() == [2, -100, 1]
+    options["test"] = "text\tlabel\nx\t2\n"
+    assert table(tmp_path, lines, "jsonl", **options).class_names == ("2", "10")
+    column = [float(row["label"]) for row in rows]  # as data frames hold classes of which some lack
+    kept = pyarrow.table({"text": ["a", "b", "c"], "label": column})
+    parquet.write_table(kept, tmp_path / "train.parquet")
+    again = data.table(
+        tmp_path / "train.parquet", tmp_path / "test.tsv", class_names=("2", "10"), shuffle=False
+    )
+    assert again.train.labels.tolist() == [1, -100, 0]
 
 
 def test_the_training_set_is_shuffled_always_alike(tmp_path: Path) -> None:

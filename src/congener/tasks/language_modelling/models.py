@@ -5,15 +5,17 @@ such as ``gpt2``, with random weights; its arguments are those of its configurat
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from congener.errors import CongenerError, DataError, RecipeError, did_you_mean
+from congener.errors import CongenerError, DataError, RecipeError
 from congener.naming import bind, resolve
 from congener.taps import bare
 from congener.tasks.hub_folder import hub_folder, read_from_hub_folder
+from congener.tasks.transformers_kinds import build_kind
 
 from .data.splits import Vocabulary
 
@@ -126,7 +128,7 @@ def llama(
     return LlamaForCausalLM(config)
 
 
-def pretrained(model: str, precision: Literal["fp32", "bf16"] = "fp32") -> nn.Module:
+def pretrained(model: str | Path, precision: Literal["fp32", "bf16"] = "fp32") -> nn.Module:
     """A causal language model with the weights that a folder holds.
 
     Args:
@@ -157,34 +159,21 @@ def _from_transformers(
     kind: str, arguments: Mapping[str, Any], vocabulary: Vocabulary
 ) -> nn.Module:
     """A causal language model by its kind, with random weights."""
-    import transformers
-    from transformers.models.auto import modeling_auto
+    from transformers.models.auto import modeling_auto  # takes seconds, so only when asked for
 
+    own = {
+        "vocab_size": vocabulary.size,
+        "eos_token_id": vocabulary.eos,
+        "pad_token_id": vocabulary.pad,
+        "bos_token_id": None,
+    }
+
+    def fitting(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return own | ({"is_decoder": True} if "is_decoder" in options else {})
+
+    asked = {key: value for key, value in arguments.items() if key != "is_decoder"}
     known = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if kind not in known:
-        raise RecipeError(
-            f"transformers has no causal language model named {kind!r}; {did_you_mean(kind, known)}"
-        )
-    names = known[kind]
-    build = getattr(transformers, names if isinstance(names, str) else names[0])
-    options = vars(build.config_class())
-    for key in arguments:
-        if key not in options:
-            public = [option for option in options if option[0] != "_"]
-            raise RecipeError(
-                f"The configuration of transformers:{kind} has no {key!r}; "
-                f"{did_you_mean(key, public)}"
-            )
-    special = {"eos_token_id": vocabulary.eos, "pad_token_id": vocabulary.pad, "bos_token_id": None}
-    try:
-        config = _causal(
-            build.config_class(**({"vocab_size": vocabulary.size} | special | dict(arguments)))
-        )
-        network: nn.Module = build(config)
-    except Exception as error:  # its own kinds of errors differ from version to version
-        reason = " ".join(str(error).split())
-        raise RecipeError(f"transformers:{kind} does not take these values: {reason}.") from error
-    return network
+    return build_kind("causal language model", kind, known, asked, fitting)
 
 
 def _causal(config: Any) -> Any:

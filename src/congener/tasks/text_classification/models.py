@@ -6,6 +6,7 @@ arguments are those of its configuration. All are called as those are, with ``in
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -104,7 +105,7 @@ class TextClassifier(nn.Module):
 
 
 def pretrained(
-    model: str,
+    model: str | Path,
     num_classes: int,
     layers: int | Sequence[int] | None = None,
     pooling: Literal["mean", "cls"] = "mean",

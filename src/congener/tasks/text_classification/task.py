@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class TextClassification(Task):
         self,
         data: str | Mapping[str, Any] | Splits = "newsgroups",
         *,
-        tokenizer: str | None = None,
+        tokenizer: str | Path | None = None,
         max_tokens: int | None = None,
     ) -> None:
         if max_tokens is not None and max_tokens < 1:
@@ -79,7 +80,7 @@ class TextClassification(Task):
         self.tokenizer = None if tokenizer is None else read_tokenizer(hub_folder(tokenizer))
         divided = data if isinstance(data, Splits) else named("data set", data, [datasets])()
         self._check_tokenizer(divided, tokenizer)
-        self.pad = 0 if self.tokenizer is None else pad_of(self.tokenizer)
+        self.pad = divided.pad if self.tokenizer is None else pad_of(self.tokenizer)
         parts = {"train": divided.train, "test": divided.test, "teacher": divided.teacher}
         limit = MAX_TOKENS if max_tokens is None else max_tokens
         ready = {
@@ -98,7 +99,7 @@ class TextClassification(Task):
         self.metric = "pearson" if self.regression else "accuracy"
         self.labelled = labelled_positions(divided.train.labels)
 
-    def _check_tokenizer(self, divided: Splits, tokenizer: str | None) -> None:
+    def _check_tokenizer(self, divided: Splits, tokenizer: str | Path | None) -> None:
         texts = isinstance(divided.train, Documents)
         if texts and tokenizer is None:
             raise RecipeError(

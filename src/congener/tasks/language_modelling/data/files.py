@@ -20,7 +20,7 @@ def instructions(
     train: str | Path,
     test: str | Path,
     *,
-    tokenizer: str,
+    tokenizer: str | Path,
     prompt: str = "prompt",
     response: str = "response",
     messages: str | None = None,
@@ -32,7 +32,8 @@ def instructions(
 
     Prompt and response are encoded apart, so that no token belongs to both, and a network that is
     asked a prompt sees what it was trained on. The response ends with the tokenizer's end token. A
-    line whose response is missing or null is a prompt alone; an empty response is its end.
+    line whose response is missing or null is a prompt alone; an empty response is its end. A
+    response that contains the end token itself is refused.
 
     A text of more than ``max_tokens`` loses the rest of its response, and with it the end; a prompt
     that leaves no room for a token of its response is refused.
@@ -70,7 +71,7 @@ class _Keys(NamedTuple):
 class _Words:
     """A tokenizer, and how texts become tokens."""
 
-    def __init__(self, tokenizer: Any, name: str, max_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, name: str | Path, max_tokens: int) -> None:
         self.tokenizer, self.name, self.max_tokens = tokenizer, name, max_tokens
         if tokenizer.eos_token_id is None:
             raise DataError(
@@ -92,6 +93,7 @@ class _Words:
         start = self.tokenizer(prompt).input_ids
         if start[-1:] == [self.eos]:
             start = start[:-1]  # a tokenizer that ends every text
+        self._check_end(response)
         return start, self._ended(response)
 
     def conversation(self, messages: list[Any]) -> tuple[list[int], list[int]]:
@@ -105,6 +107,7 @@ class _Words:
 
         answered = messages[-1]["role"] == "assistant"
         before = messages[:-1] if answered else messages
+        self._check_end(messages[-1]["content"] if answered else None)
         prompt = written(before, answer_next=True)
         whole = written(messages, answer_next=False) if answered else prompt
         if not whole.startswith(prompt):
@@ -114,6 +117,14 @@ class _Words:
             )
         response = whole.removeprefix(prompt).partition(self.tokenizer.eos_token)[0]
         return self._plain(prompt), self._ended(response if answered else None)
+
+    def _check_end(self, response: Any) -> None:
+        """Texts end at the end token, and what is behind it would be lost."""
+        if self.tokenizer.eos_token in str(response):
+            raise ValueError(
+                f"the response contains the end token {self.tokenizer.eos_token!r}, which is added "
+                "to it; take it out of the text"
+            )
 
     def _plain(self, text: str) -> list[int]:
         tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids

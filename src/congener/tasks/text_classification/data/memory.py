@@ -1,6 +1,7 @@
 """Texts and tokens that lie in memory already."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -66,12 +67,13 @@ def tensors(
     test_segments: Tensor | None = None,
     class_names: Sequence[str] | None = None,
     vocab_size: int | None = None,
+    pad: int = 0,
     **division: Unpack[Division],
 ) -> Splits:
     """Your own tokens, for which no tokenizer is needed.
 
     Args:
-        train_tokens: (texts, longest), whole numbers, padded at the right.
+        train_tokens: (texts, longest), whole numbers, padded at the right with anything.
         train_length: tokens of each text, (texts,).
         train_labels: as for :func:`texts`.
         test_tokens: like ``train_tokens``; its texts may be of another width.
@@ -81,21 +83,27 @@ def tensors(
         test_segments: likewise.
         class_names: default: the numbers.
         vocab_size: how many tokens there are; default: the largest that occurs, and one.
+        pad: the token that fills texts up, and occurs in none: BERT's 0, RoBERTa's 1.
         **division: teacher, pool, labelled, holdout; see :func:`.divide`.
 
     Raises:
         DataError: arrays that do not fit each other.
     """
-    train = _tokens("The training tokens", train_tokens, train_length, train_labels, train_segments)
-    test = _tokens("The test tokens", test_tokens, test_length, test_labels, test_segments)
-    largest = 1 + max(int(part.tokens.max()) if len(part) else 0 for part in (train, test))
+    if pad < 0:
+        raise DataError(f"pad={pad}: tokens count from 0.")
+    train = _tokens(
+        "The training tokens", train_tokens, train_length, train_labels, train_segments, pad
+    )
+    test = _tokens("The test tokens", test_tokens, test_length, test_labels, test_segments, pad)
+    largest = 1 + max([pad, *(int(x.tokens.max()) for x in (train, test) if len(x))])
     if vocab_size is not None and vocab_size < largest:
         raise DataError(
             f"vocab_size={vocab_size}, but the token {largest - 1} occurs; raise it to {largest}."
         )
     names = _names(class_names, train.labels, test.labels)
     size = largest if vocab_size is None else vocab_size
-    return divide("the given tokens", train, test, class_names=names, vocab_size=size, **division)
+    found = divide("the given tokens", train, test, class_names=names, vocab_size=size, **division)
+    return replace(found, pad=pad)
 
 
 def _labels(labels: Any) -> Tensor:
@@ -124,7 +132,7 @@ def _names(given: Sequence[str] | None, *labels: Tensor) -> tuple[str, ...]:
 
 
 def _tokens(
-    what: str, tokens: Tensor, length: Tensor, labels: Any, segments: Tensor | None
+    what: str, tokens: Tensor, length: Tensor, labels: Any, segments: Tensor | None, pad: int
 ) -> TokenDataset:
     tokens, length = torch.as_tensor(tokens), torch.as_tensor(length)
     segments = torch.zeros_like(tokens) if segments is None else torch.as_tensor(segments)
@@ -149,6 +157,7 @@ def _tokens(
             f"{what} have the length {int(length[place])} at text {place}; expected 1 to "
             f"{tokens.shape[1]}, the tokens that a row holds."
         )
+    tokens = tokens.masked_fill(torch.arange(tokens.shape[1]) >= length[:, None], pad)
     if len(tokens) and int(tokens.min()) < 0:
         raise DataError(f"{what} have the token {int(tokens.min())}; tokens count from 0.")
     return TokenDataset(

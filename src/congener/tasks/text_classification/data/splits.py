@@ -113,6 +113,7 @@ class Splits:
         class_names: one for each class; none where labels are numbers to predict.
         teacher: what the teacher is trained on, where that is not ``train``.
         vocab_size: of tokens, how many there are; ``None``: of texts, the tokenizer's.
+        pad: of tokens, the one that fills texts up; of texts it is the tokenizer's.
     """
 
     train: Documents | TokenDataset
@@ -120,6 +121,7 @@ class Splits:
     class_names: tuple[str, ...] = ()
     teacher: Documents | TokenDataset | None = None
     vocab_size: int | None = None
+    pad: int = 0
 
 
 def known_labels(labels: Tensor) -> Tensor:
