@@ -48,6 +48,7 @@ records: $(READY) emoji texts
 	$(BENCH) mm_hashing-emoji_names-coupled-coupled --holdout 400 --out runs/bench/emoji_names
 	$(BENCH) mixkd-newsgroups-minilm-minilm2 --holdout 1000 --out runs/bench/newsgroups
 	$(BENCH) skd-shuffle-llama-llama on_policy-shuffle-llama-llama --holdout 1000 --out runs/bench/shuffle
+	$(BENCH) ikd-digit_scenes-small_cnn-small_cnn --holdout 500 --out runs/bench/detection
 
 # Pictures and names of emoji, for the tasks of retrieval; 136 MB.
 emoji:
@@ -69,7 +70,7 @@ types: $(READY)
 # constraints.txt holds the versions that the tests and the quoted figures were made with.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[image,audio,retrieval,text,lm,transformers,lightning,sentence-transformers,int8,bench,dev]'
+	$(BIN)/pip install $(QUIETLY) -c constraints.txt -e '.[image,audio,retrieval,text,lm,detection,transformers,lightning,sentence-transformers,int8,bench,dev]'
 	$(BIN)/pip install $(QUIETLY) --no-deps tinysoundfont==0.3.7
 	touch $@
 

@@ -141,7 +141,7 @@ def _panel(panel: Panel, arrays: dict[str, Array]) -> dict[str, Any]:
     if panel.picture is not None:
         picture = panel.picture.detach().cpu()
         is_image = picture.ndim == 3 and picture.shape[2] == 3 and picture.dtype == torch.uint8
-        fits = is_image if panel.kind == "image" else picture.ndim == 2
+        fits = is_image if panel.kind in ("image", "scene") else picture.ndim == 2
         if not fits:
             raise ValueError(
                 f"a picture of {picture.dtype} {tuple(picture.shape)} is no {panel.kind}"

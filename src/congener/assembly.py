@@ -41,7 +41,7 @@ from congener.recipe import (
 )
 from congener.system import System
 from congener.systems import Distillation
-from congener.systems.probe import probe
+from congener.systems.probe import first_sample, probe
 from congener.taps import bare, uncompiled
 from congener.task import Task
 from congener.teachers import bridge
@@ -155,16 +155,15 @@ class Assembly:
     def system(self, arm: str, student: nn.Module, teacher: nn.Module | None) -> System:
         """The system that trains an arm."""
         described = self.recipe.all_arms[arm]
-        if described.system is not None:
-            key = ("arms", arm, "system") if self.recipe.arms else ("system",)
-            with _at(self.recipe, *key):
-                return self._system(described.system, student, teacher, described.learns_from)
-        key = ("arms", arm, "terms") if self.recipe.arms else ("terms",)
+        place = ("arms", arm) if self.recipe.arms else ()
         terms = []
         for position, term in enumerate(described.terms):
-            with _at(self.recipe, *key, position):
+            with _at(self.recipe, *place, "terms", position):
                 terms.append(self._term(term, student, teacher))
-        with _at(self.recipe, *key):
+        if described.system is not None:
+            with _at(self.recipe, *place, "system"):
+                return self._system(described, described.system, student, teacher, terms)
+        with _at(self.recipe, *place, "terms"):
             return Distillation(
                 student,
                 teacher if terms else None,
@@ -176,15 +175,25 @@ class Assembly:
 
     def _system(
         self,
+        arm: Arm,
         spec: SystemSpec,
         student: nn.Module,
         teacher: nn.Module | None,
-        learns_from: str | None,
+        terms: list[Term],
     ) -> System:
         build = resolve("system", spec.name, systems_by_name(), trust=self._trust)
         own = {"student": student, "teacher": teacher, "task": self.task}
-        for key in own.keys() & spec.arguments.keys():
+        beside: dict[str, Any] = {"terms": terms} if terms else {}
+        if arm.task_weight != 1.0:
+            beside["task_weight"] = arm.task_weight
+        for key in (own | beside | {"terms": terms}).keys() & spec.arguments.keys():
             raise RecipeError(f"The system {spec.name!r} gets its {key} from the recipe's `{key}`.")
+        if lacking := beside.keys() - accepted_names(build).keys():
+            raise RecipeError(
+                f"The system {spec.name!r} has weights of its own, and no `{min(lacking)}` beside "
+                "it; give one or the other."
+            )
+        own |= beside
         if build is Distillation:
             raise RecipeError("The system 'distillation' is what `terms` make; list terms instead.")
         needs_teacher = accepted_names(build).get("teacher")
@@ -192,7 +201,7 @@ class Assembly:
             raise RecipeError(
                 f"The system {spec.name!r} needs a `teacher` to distil from; name one."
             )
-        if learns_from and not needs_teacher:
+        if arm.learns_from and not needs_teacher:
             raise RecipeError(
                 f"The system {spec.name!r} has no teacher, so `learns_from` has no use; remove it."
             )
@@ -307,6 +316,7 @@ class Assembly:
             term.layer_weights,
             term.schedules,
             term.of,
+            term.at,
         )
 
     def _settle(self, term: TermSpec, student: nn.Module, teacher: nn.Module) -> TermSpec:
@@ -332,7 +342,10 @@ class Assembly:
             return term
         mine = probe(student, self.task, term.student).features
         theirs = probe(asked, self.task, term.teacher).features
-        features = [mine[p] for p in term.student], [theirs[p] for p in term.teacher]
+        features = [[mine[p] for p in term.student], [theirs[p] for p in term.teacher]]
+        if term.at == "objects":
+            sample = first_sample(self.task)
+            features = [[self.task.at_objects(x, sample) for x in each] for each in features]
         widths = fill_widths(build, term.loss.arguments, *features)
         loss = LossSpec(name=term.loss.name, **(term.loss.arguments | widths))
         return term.model_copy(update={"loss": loss})

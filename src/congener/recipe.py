@@ -172,6 +172,7 @@ class TermSpec(_Strict):
     layer_weights: tuple[float, ...] | None = None
     schedules: dict[str, Schedule] = {}
     of: str | None = None
+    at: Literal["objects", "proposals"] | None = None
 
     @model_validator(mode="after")
     def _tapped_once(self) -> "TermSpec":
@@ -192,7 +193,7 @@ class Arm(_Strict):
     Args:
         task_weight: the weight of the supervised loss beside terms.
         terms: the distillation terms.
-        system: a system that needs more than terms, instead of them.
+        system: a system that needs more than terms; some take ``terms`` and ``task_weight`` too.
         starts_from: an earlier arm; the student starts from its student of the same seed, as in
             FitNets' second stage.
         learns_from: an earlier arm; its student of the same seed is the teacher, as in born-again
@@ -209,11 +210,6 @@ class Arm(_Strict):
     def _one_way(self) -> "Arm":
         if self.learns_from and not (self.terms or self.system):
             raise ValueError("`learns_from` needs `terms` or a `system`, which say what is learnt")
-        if self.system is not None and (self.terms or self.task_weight != 1.0):
-            raise ValueError(
-                f"the system {self.system.name!r} has weights of its own, and no `terms` or "
-                "`task_weight` beside it; give one or the other"
-            )
         return self
 
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from congener.ops.collectives import all_sum
 from congener.types import Batch, Outputs, Paper, Progress, StepResult
 
-__all__ = ["Balance", "FitStage", "Stage", "SurveyStage", "System", "TeacherLike", "loss_balance"]
+__all__ = [
+    "AnswerStage",
+    "Balance",
+    "FitStage",
+    "Stage",
+    "SurveyStage",
+    "System",
+    "TeacherLike",
+    "loss_balance",
+]
 
 
 Balance = dict[str, dict[str, Tensor]]
@@ -164,7 +174,36 @@ class SurveyStage:
     stand_in: Callable[[int], Mapping[str, Tensor]] | None = None
 
 
-Stage = FitStage | SurveyStage
+@dataclass(frozen=True, slots=True)
+class AnswerStage:
+    """Something asked about each sample once and read again in every step: adversarial images, say.
+
+    It is kept in a store as a teacher's answers are: several processes may make it together, who is
+    interrupted goes on, and a store of anything else is refused.
+
+    Args:
+        name: what the stage is called in logs and files.
+        ask: answers as a teacher does, with a row of ``logits`` for each sample, whatever its
+            batch; it is asked about samples as they are when they are tested.
+        receive: takes what reads the rows of samples by their ids, (samples,).
+        depends: the networks that the answers depend on.
+        data: ask about what the student learns from, or what the ``teacher`` learned from.
+        key: what else they depend on, in plain values.
+        dtype: the format in which they are kept.
+        folder: where; default: beside the results of the other stages.
+    """
+
+    name: str
+    ask: TeacherLike
+    receive: Callable[[Callable[[Tensor], Tensor]], None]
+    depends: tuple[nn.Module, ...] = ()
+    data: Literal["train", "teacher"] = "train"
+    key: tuple[str | int | float, ...] = ()
+    dtype: Literal["fp32", "fp16", "bf16"] = "fp16"
+    folder: Path | None = None
+
+
+Stage = FitStage | SurveyStage | AnswerStage
 """What a system needs before it can be fitted."""
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from congener.errors import RecipeError
 from congener.types import Batch, Exhibit
 
 __all__ = ["Metrics", "Task", "answer_kind"]
@@ -110,6 +111,96 @@ class Task(ABC):
     def targets(self, batch: Batch) -> Tensor | None:
         """What each row of the logits should say; ``None``: that is not known of any."""
         return batch.get("labels")
+
+    def per_sample(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One row of what was said for each sample, (batch, columns), and the labels.
+
+        Of logits that answer for tokens, the row of a sample's first one; 0 and
+        :attr:`ignore_label` of a sample without a token to answer.
+        """
+        mask, targets = self.token_mask(batch), self.targets(batch)
+        if mask is None:
+            return logits, batch["labels"]
+        assert targets is not None
+        counts = mask.sum(1)
+        known = counts > 0
+        first = (counts.cumsum(0) - counts)[known]
+        said = logits.new_zeros(len(counts), logits.shape[-1])
+        labels = targets.new_full((len(counts),), self.ignore_label)
+        said[known], labels[known] = logits[first], targets[first]
+        return said, labels
+
+    def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The part of :meth:`loss` that is about classes: what an attack on a network climbs.
+
+        Of the batch of this process alone, for processes attack batches of their own.
+        """
+        return self.loss(logits, batch)
+
+    def pseudo_labelled(self, batch: Batch, model: nn.Module) -> Batch:
+        """A prepared batch in which what a network answers labels the samples that have no label.
+
+        Args:
+            batch: a prepared batch.
+            model: in evaluation mode.
+        """
+        return batch
+
+    def objects(self, batch: Batch) -> Sequence[Tensor] | None:
+        """Where the objects of each image are, (boxes, 4): left, top, right, bottom, in pixels.
+
+        ``None``: there are no such data.
+        """
+        return None
+
+    def anchors(self, feature: Tensor) -> Tensor | None:
+        """The reference boxes of each place of a map, (height, width, boxes of a place, 4)."""
+        return None
+
+    def at_objects(self, feature: Tensor, batch: Batch) -> Tensor:
+        """What a map holds at each of :meth:`objects`, for terms that look ``at`` them.
+
+        Args:
+            feature: of either network, (batch, channels, height, width).
+            batch: a prepared batch.
+
+        Returns:
+            (objects of all images, channels), image after image; no row where there is no object.
+
+        Raises:
+            RecipeError: a task without objects; that it has any, it tells by having this method.
+        """
+        raise RecipeError(f"{type(self).__name__} has no objects; take the task 'detection'.")
+
+    def at_proposals(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits of both where the student proposes objects, for terms ``at`` proposals.
+
+        Args:
+            student_logits: as :meth:`logits` gives them.
+            teacher_logits: likewise.
+
+        Returns:
+            Twice (proposals of all images, classes), as many of each image.
+
+        Raises:
+            RecipeError: a task without proposals; it tells likewise.
+        """
+        raise RecipeError(f"{type(self).__name__} has no proposals; take the task 'detection'.")
+
+    def moved(self, images: Tensor, batch: Batch) -> Tensor:
+        """Other images of the samples of a prepared batch, moved as :meth:`prepare` moved theirs.
+
+        Args:
+            images: as :meth:`prepare` gives them without ``train``.
+            batch: a prepared batch.
+
+        Raises:
+            RecipeError: a task that cannot tell how it moved them.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} does not tell how it moved the images of a batch; take a task "
+            "that does, such as 'detection'."
+        )
 
     def respond(self, model: nn.Module, batch: Batch) -> Any:
         """What :meth:`metrics` take in of a network: what :meth:`call` returns, or what it writes.

@@ -88,6 +88,8 @@ class Term:
         schedules: by name ``"weight"`` or a numeric hyper-parameter of the loss, such as
             ``"temperature"``, a factor on it that follows training.
         of: the name of a further teacher to learn from; default: the teacher.
+        at: of a detector, what its loss takes for a sample: each of the ``"objects"`` in features,
+            by their true boxes, or of the student's ``"proposals"`` in logits; default: each image.
     """
 
     loss: nn.Module
@@ -98,6 +100,7 @@ class Term:
     layer_weights: tuple[float, ...] | None = None
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     of: str | None = None
+    at: Literal["objects", "proposals"] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.loss, nn.Module):
@@ -116,13 +119,14 @@ class Panel:
         picture: values (rows, columns), the first row at the top, or pixels (height, width, 3) of
             type uint8.
         kind: what values are: a ``"similarity"`` matrix, whose rows are of unit length, or a
-            ``"spectrogram"``. Those of a kind share one scale of colours in an exhibit.
+            ``"spectrogram"``. Those of a kind share one scale of colours in an exhibit. Pixels are
+            an ``"image"``, shown as small as a stamp, or a ``"scene"``, whose details are read.
         hit: whether it is what was looked for; ``None``: nothing was.
     """
 
     caption: str
     picture: Tensor | None = None
-    kind: Literal["similarity", "spectrogram", "image"] = "image"
+    kind: Literal["similarity", "spectrogram", "image", "scene"] = "image"
     hit: bool | None = None
 
 

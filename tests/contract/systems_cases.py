@@ -1,10 +1,11 @@
 """The table of the public systems. What is not listed here fails the build."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from tests.systems.scenes import LEVEL, TinyScenes, detecting_teacher, detector
 from tests.systems.texts import TextTask, writer, writing_teacher
 from tests.systems.tiny import (
     TinyPairTask,
@@ -23,10 +24,23 @@ from tests.systems.tiny import (
 )
 from torch import nn
 
-from congener.losses import AdaINLoss, CRDLoss, KDLoss, NDLoss, OFDLoss, SPLoss, SRRLLoss
+from congener.losses import (
+    AdaINLoss,
+    CRDLoss,
+    DetectionKDLoss,
+    FGFILoss,
+    KDLoss,
+    MGDLoss,
+    MultiLabelKDLoss,
+    NDLoss,
+    OFDLoss,
+    SPLoss,
+    SRRLLoss,
+)
 from congener.system import System
 from congener.systems import (
     DML,
+    IKD,
     MHKD,
     SKD,
     SSKD,
@@ -35,6 +49,7 @@ from congener.systems import (
     Distillation,
     MixKD,
     MMHashing,
+    PseudoLabel,
     SimKD,
     TwoViewCSKD,
 )
@@ -49,7 +64,8 @@ class SystemCase:
     ``build`` makes it from a task, a student and a teacher; ``student`` makes the bare student
     (and takes ``norm=False``), ``teacher`` the untrained teacher. ``figure``: the task's loss among
     its figures. ``ranks``: whether two processes
-    train as one does, or only run (what couples samples within a process says so in ``why``).
+    train as one does, or only run (what couples samples within a process says so in ``why``), and
+    ``rtol`` how nearly: the sign of a gradient, as in an attack, turns rounding into steps.
     """
 
     covers: tuple[str, ...]
@@ -61,6 +77,7 @@ class SystemCase:
     why: str = ""
     lr: float = 2e-2
     figure: str = "cross_entropy"
+    rtol: float = 1e-5
 
 
 def distillation(task: Task, student: nn.Module, teacher: nn.Module) -> System:
@@ -159,10 +176,39 @@ def skd(task: Task, student: nn.Module, teacher: nn.Module, **options: Any) -> S
     return SKD(student, teacher, task=task, **options)
 
 
+def ikd(task: Task, student: nn.Module, teacher: nn.Module, **options: Any) -> System:
+    terms = [
+        Term(DetectionKDLoss(), 0.5),
+        Term(MGDLoss(32, 32), 1.0, LEVEL, LEVEL),
+        Term(FGFILoss(32, 32), 1.0, LEVEL, LEVEL),
+    ]
+    options = {"alpha": 1e-3, "attack": {"steps": 2}} | options
+    return IKD(student, teacher, terms, task=task, **options)
+
+
+def at_regions(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    terms = [
+        Term(SPLoss(), 10.0, LEVEL, LEVEL, at="objects"),
+        Term(MultiLabelKDLoss(), 0.5, at="proposals"),
+    ]
+    return Distillation(student, teacher, terms, task=task)
+
+
 def texts(build: Callable[..., System], *covers: str) -> SystemCase:
     return SystemCase(
         covers, build, student=text_net, teacher=text_teacher, task=TinyTextTask, lr=0.05
     )
+
+
+def pseudo_label(task: Task, student: nn.Module, teacher: nn.Module) -> System:
+    return PseudoLabel(student, teacher, task=task)
+
+
+def scenes(build: Callable[..., System], *covers: str) -> SystemCase:
+    return SystemCase(
+        covers, build, student=detector, teacher=detecting_teacher, task=TinyScenes, lr=5e-3,
+        figure="loss",
+    )  # fmt: skip
 
 
 def coupled(build: Callable[..., System], *covers: str) -> SystemCase:
@@ -217,6 +263,10 @@ SYSTEMS: dict[str, SystemCase] = {
         teacher=conv_teacher,
         task=TinyPictureTask,
     ),
+    "distillation, regions": replace(scenes(at_regions), task=partial(TinyScenes, augment="none")),
+    "ikd": scenes(ikd, "IKD"),
+    "ikd, online": replace(scenes(partial(ikd, online=True)), rtol=1e-4),
+    "pseudo_label": scenes(pseudo_label, "PseudoLabel"),
     "simkd": SystemCase(
         ("SimKD",), simkd, student=conv_net, teacher=conv_teacher, task=TinyPictureTask
     ),

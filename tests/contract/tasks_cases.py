@@ -5,13 +5,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tests.systems.scenes import squares
 
-from congener.losses import CCKDLoss, GKDLoss, IUSPLoss, KDLoss, MultiLabelKDLoss, SPLoss
+from congener.losses import (
+    CCKDLoss,
+    DetectionKDLoss,
+    FGDLoss,
+    GKDLoss,
+    IUSPLoss,
+    KDLoss,
+    MultiLabelKDLoss,
+    SPLoss,
+)
 from congener.task import Task
 from congener.tasks.audio_tagging import AudioTagging
 from congener.tasks.audio_tagging import data as sounds
 from congener.tasks.cross_modal_retrieval import CrossModalRetrieval
 from congener.tasks.cross_modal_retrieval import data as pairs
+from congener.tasks.detection import Detection
 from congener.tasks.image_classification import ImageClassification
 from congener.tasks.image_classification import data as images
 from congener.tasks.language_modelling import LanguageModelling
@@ -160,6 +171,10 @@ def language_modelling() -> Task:
     return LanguageModelling(arrays)
 
 
+def detection() -> Task:
+    return Detection(squares(40, 20), augment="crop_flip")
+
+
 BERT = {
     "name": "transformers:bert", "num_hidden_layers": 1, "num_attention_heads": 2,
     "intermediate_size": 16, "initializer_range": 0.3, "hidden_dropout_prob": 0.0,
@@ -223,6 +238,19 @@ TASKS = {
         "pretraind",
         lr=3e-2,
         meant="pretrained",
+    ),
+    "detection": TaskCase(
+        "Detection",
+        detection,
+        {"name": "small_cnn", "norm": "none", "widths": (8, 8, 8), "levels": 1, "channels": 32,
+         "convolutions": 1},
+        {"name": "small_cnn", "widths": (8, 16, 16), "levels": 1, "channels": 32,
+         "convolutions": 1},
+        lambda: _terms(Term(DetectionKDLoss()),
+                       Term(FGDLoss(32, 32), 0.1, "backbone.fpn.layer_blocks.0",
+                            "backbone.fpn.layer_blocks.0")),
+        ("image",),
+        "smal_cnn",
     ),
     "language_modelling": TaskCase(
         "LanguageModelling",

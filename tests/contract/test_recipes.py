@@ -30,6 +30,7 @@ SMALL = {
     "emoji": {"train": 16, "labelled": 8},
     "emoji_names": {"queries": 6, "labelled": 12},
     "newsgroups": {"teacher": 12, "pool": 12, "labelled": 6, "test": 8},
+    "digit_scenes": {"scenes": 40, "test": 8, "teacher": 16, "pool": 24, "labelled": 12},
     "shuffle": {"samples": 60, "test": 8, "teacher": 24, "labelled": 8},
 }
 FOLDERS = {*TRAIN, "emoji", "emoji_names", "sonyc_ust", "newsgroups"}
@@ -38,7 +39,7 @@ FOLDERS = {*TRAIN, "emoji", "emoji_names", "sonyc_ust", "newsgroups"}
 DEFAULTS = {
     "image_classification": "mnist1d", "audio_tagging": "instruments", "retrieval": "emoji",
     "cross_modal_retrieval": "emoji_names", "text_classification": "newsgroups",
-    "language_modelling": "shuffle",
+    "language_modelling": "shuffle", "detection": "digit_scenes",
 }  # fmt: skip
 FEW = {"instruments": {"train": 24, "test": 12, "seconds": 0.5}}
 

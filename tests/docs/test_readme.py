@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import typer
 from safetensors.torch import save_file
+from tests.tasks.detection.layouts import save_coco, save_voc
 from tests.tasks.retrieval.emoji_files import save_emoji
 from tests.tasks.text_classification.tiny import save_encoder, save_tokenizer, sentences
 
@@ -92,7 +93,7 @@ def test_python_runs(block: Block, tmp_path: Path, monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader of the tutorials has: packages of emoji, clips, an encoder and reviews."""
+    """What a reader of the tutorials has: emoji, clips, an encoder, reviews, boxes."""
     folder = tmp_path_factory.mktemp("reader")
     save_emoji(folder / "data" / "emoji", 1920)
     (folder / "sounds").mkdir()
@@ -104,6 +105,8 @@ def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{number}.wav,{split},{tag}")
     (folder / "sounds" / "annotations.csv").write_text("\n".join(lines) + "\n")
     save_encoder(save_tokenizer(folder / "encoder"), max_position_embeddings=64)
+    save_coco(folder / "coco", 24)
+    save_voc(folder / "VOCdevkit" / "VOC2007", 24)
     for name in ("reviews.csv", "reviews-test.csv"):
         rows = [f"{text},{label}" for text, label in zip(*sentences(40), strict=True)]
         (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_model
 from tests.report.tagging import SAMPLES, Frames, Tones
+from tests.systems.scenes import TinyScenes
 from torch import Tensor, nn
 
 import congener
@@ -134,3 +136,35 @@ def test_of_a_database_only_queries_must_be_new(asks: bool | None, leaks: bool) 
         test["query"] = (torch.arange(20) < 10) == asks
     task.splits = dict(task.splits) | {"test": Held(test)}
     assert ("leak" in examine(task, tags())) == leaks
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_was_asked_of_another_teacher_or_in_another_way_is_found(
+    own: bool, tmp_path: Path
+) -> None:
+    body = {"name": "small_cnn", "widths": [8, 8, 8], "norm": "none", "levels": 1, "channels": 32}
+    torch.manual_seed(7)
+    task = TinyScenes(20)
+    save_model(task.build_model(**body), str(tmp_path / "teacher.safetensors"))
+    ikd: dict[str, Any] = {"name": "ikd", "attack": {"steps": 1}, "alpha": 1e-3}
+    ikd |= {"folder": str(tmp_path / "own")} if own else {}
+
+    def described(**changes: Any) -> Any:
+        return {
+            "task": task, "student": body, "alone": False,
+            "teacher": body | {"checkpoint": str(tmp_path / "teacher.safetensors")},
+            "arms": {"ikd": {"system": ikd | changes, "terms": [{"loss": "detection_kd"}]}},
+            "train": {"steps": 1, "batch_size": 16, "threads": 1, "device": "cpu"},
+        }  # fmt: skip
+
+    out = tmp_path / "run"
+    assert doctor(described(), out=out) == []
+    congener.run(described(), out=out)
+    assert (tmp_path / "own").exists() == own
+    assert doctor(described(), out=out) == []
+    assert doctor(described(alpha=1.0), out=out) == []
+    (found,) = doctor(described(attack={"steps": 2}), out=out)
+    assert found.name == "stale_cache"
+    assert "'ikd-adversarial'" in found.where
+    assert found.measured.endswith("is expected.")
+    assert doctor(described(attack={"steps": 2}, online=True), out=out) == []

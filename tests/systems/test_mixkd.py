@@ -452,7 +452,7 @@ def test_numbers_are_mixed_too() -> None:
         ({"mixing": {"mask": "both"}}, "'mask' of the part 'mixing' is 'both'"),
         ({"mixing": {"concentration": 0.0}}, "concentration must be"),
         ({"mixing": {"alpha": 0.4}}, "'mixing'.*'alpha'"),
-        ({"terms": [{"loss": "sp"}]}, "are Term objects, which Python makes"),
+        ({"terms": [{"loss": "sp"}]}, "are Term objects, not"),
         ({"terms": [Term(KDLoss(), name="student_mixup")]}, "cannot be called 'student_mixup'"),
     ],
     ids=str,

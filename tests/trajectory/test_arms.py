@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.systems.scenes import LEVEL, TinyScenes
 from tests.trajectory.whole_runs import save_teacher
 
 import congener
@@ -113,6 +114,42 @@ def test_what_an_arm_cannot_be(arms: dict[str, Any], said: str, teacher: Any) ->
     with pytest.raises(RecipeError, match=said) as caught:
         Assembly(parse_recipe(recipe(arms, teacher=teacher))).check()
     assert "\n" not in str(caught.value)
+
+
+def detection(arm: dict[str, Any], **changes: Any) -> Any:
+    body = {"name": "small_cnn", "widths": [8, 8, 8], "norm": "none", "levels": 1, "channels": 32}
+    described = recipe(
+        {"mine": arm}, task=TinyScenes(20), student=body,
+        teacher=body | {"train": {"steps": 2, "batch_size": 16, "device": "cpu"}},
+    )  # fmt: skip
+    return Assembly(parse_recipe(described | changes))
+
+
+def test_terms_and_a_weight_beside_a_system_that_takes_them(tmp_path: Path) -> None:
+    fgfi = {"name": "fgfi", "student_channels": 32, "teacher_channels": 32}
+    terms = [
+        {"loss": "detection_kd", "weight": 0.5},
+        {"loss": fgfi, "student": LEVEL, "teacher": LEVEL},
+    ]
+    ikd = {"name": "ikd", "attack": {"steps": 1}, "alpha": 1e-3}
+    arm = {"system": ikd, "terms": terms, "task_weight": 0.25}
+    assembly = detection(arm, alone=False)
+    assembly.check()
+    congener.run(assembly.recipe, out=tmp_path / "run")
+    steps = [event for event in _events(tmp_path / "run") if event["event"] == "step"]
+    (first, *_) = (event for event in steps if event["fit"].startswith("mine"))
+    weights = {"task": 0.25, "detection_kd": 0.5, "fgfi": 1.0, "adversarial": 1.0}
+    assert first["terms"].keys() == weights.keys()
+    for name, weight in weights.items():
+        assert first["weighted"][name] == pytest.approx(weight * first["terms"][name], rel=1e-5)
+    assert first["total"] == pytest.approx(sum(first["weighted"].values()), rel=1e-5)
+    for wrong, said in (
+        ({"system": ikd | {"terms": terms}}, "'ikd' gets its terms from the recipe's `terms`"),
+        (arm | {"system": ikd | {"task_weight": 2.0}}, "'ikd' gets its task_weight from the rec"),
+        ({"system": ikd | {"attack": {"step": 2}}}, "'attack' takes no argument 'step'; did you"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            detection(wrong).check()
 
 
 def test_what_an_arm_learns_from_is_what_the_other_exports(teacher: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from congener.engine.feed import in_training, size, to_device, view_batches
 from congener.engine.machine import build_accelerator, interrupts
 from congener.errors import DataError, Interrupted, RecipeError
 from congener.runlog import RunLog
+from congener.system import TeacherLike
 from congener.task import Task
 from congener.teachers import Fidelity, FrozenTeacher, fidelity
 from congener.teachers.cached import tap_field
@@ -25,7 +26,7 @@ from congener.teachers.store import WITNESS, Shard, TeacherStore
 from congener.teachers.witness import witness
 from congener.types import Batch, Outputs
 
-__all__ = ["build_store", "fields_of", "longest_answer"]
+__all__ = ["build_store", "check_places", "fields_of", "longest_answer"]
 
 POLL = 0.2  # seconds between looks at what other processes have done
 DEPENDS = 1e-3  # share of the norm by which answers may differ from batch to batch; ours
@@ -151,13 +152,14 @@ def longest_answer(
 
 def build_store(
     store: TeacherStore,
-    teacher: FrozenTeacher,
+    teacher: TeacherLike,
     task: Task,
     train: Dataset[Any],
     config: FitConfig,
     *,
     seed: int,
     log: RunLog | None = None,
+    augmented: bool = True,
 ) -> None:
     """Ask a teacher about all that a store is missing.
 
@@ -172,6 +174,7 @@ def build_store(
         config: the settings of the training: precision, device, batch size and workers.
         seed: of the augmentation.
         log: where events go.
+        augmented: ask about samples as in training, or else as they are when they are tested.
 
     Raises:
         DataError: answers that are not finite, not of the store's shapes, or too large for their
@@ -188,9 +191,25 @@ def build_store(
             f"{size(train)}; build it in another folder."
         )
     store.check_room()
-    builder = _Builder(store, teacher, task, train, config, seed, log or RunLog(None))
+    builder = _Builder(
+        store, teacher, task, train, config, seed, log or RunLog(None), augmented=augmented
+    )
     with interrupts() as interrupted:
         builder.build(missing, interrupted)
+
+
+def check_places(raw: Batch, wanted: Tensor) -> None:
+    """Samples whose answers are kept must be called by their places in the training set.
+
+    Raises:
+        DataError: they have other ids.
+    """
+    if not torch.equal(raw["index"].cpu().long(), wanted):
+        raise DataError(
+            f"The samples at places {wanted[0]} to {wanted[-1]} of the training set call "
+            f"themselves {raw['index'][0]} to {raw['index'][-1]}; a store needs ids that are "
+            "places: leave `index` out of the samples, or ask the teacher live."
+        )
 
 
 class _Builder:
@@ -199,15 +218,17 @@ class _Builder:
     def __init__(
         self,
         store: TeacherStore,
-        teacher: FrozenTeacher,
+        teacher: TeacherLike,
         task: Task,
         train: Dataset[Any],
         config: FitConfig,
         seed: int,
         log: RunLog,
+        *,
+        augmented: bool = True,
     ) -> None:
         self.store, self.teacher, self.task, self.train = store, teacher, task, train
-        self.config, self.seed, self.log = config, seed, log
+        self.config, self.seed, self.log, self.augmented = config, seed, log, augmented
         self.accelerator = build_accelerator(config)
         teacher.to(self.accelerator.device)
         self.measured = Fidelity.read(store.folder) is not None
@@ -251,12 +272,7 @@ class _Builder:
             workers=self.config.workers,
         )  # fmt: skip
         for raw, wanted in zip(raws, torch.split(places, rows), strict=True):
-            if not torch.equal(raw["index"].cpu().long(), wanted):
-                raise DataError(
-                    f"The samples at places {wanted[0]} to {wanted[-1]} of the training set call "
-                    f"themselves {raw['index'][0]} to {raw['index'][-1]}; a store needs ids that "
-                    "are places: leave `index` out of the samples, or ask the teacher live."
-                )
+            check_places(raw, wanted)
             done += len(wanted)
             yield self._encoded(raw, shard)
             self.log.show("caching", done=done, total=total)
@@ -264,8 +280,9 @@ class _Builder:
     def _encoded(self, raw: Batch, shard: Shard) -> dict[str, Tensor]:
         """What the store keeps of a batch."""
         batch = in_training(
-            self.task, raw, self.config, self.accelerator.device, seed=self.seed, view=shard.view
-        )
+            self.task, raw, self.config, self.accelerator.device, seed=self.seed, view=shard.view,
+            augmented=self.augmented,
+        )  # fmt: skip
         ids, whole = batch["index"], at_least(batch)
         answered = self.task.token_mask(whole)
         with self.accelerator.autocast():

@@ -60,7 +60,7 @@ def predict(
 ) -> Predictions:
     """Run a network over a whole data set in one process and keep what it said, on the CPU.
 
-    Of logits that answer for tokens, those of a sample's first one are kept.
+    Of logits, what the task's ``per_sample`` tells of each sample is kept.
 
     Args:
         model: the network.
@@ -82,7 +82,7 @@ def predict(
             batch = to_device(raw, device)
             batch = task.prepare(batch, train=False, seed=0, epoch=0)
             result, seen = taps(partial(task.call, model, batch))
-            said, known = _one_row_each(task, batch, task.logits(result))
+            said, known = task.per_sample(task.logits(result), batch)
             labels.append(known.cpu())
             logits.append(said.float().cpu())
             if tap is not None:
@@ -103,19 +103,3 @@ def _stacked(features: list[Tensor]) -> Tensor | None:
         longest = max(feature.shape[1] for feature in features)
         features = [F.pad(each, (0, 0, 0, longest - each.shape[1])) for each in features]
     return torch.cat(features) if features else None
-
-
-def _one_row_each(task: Task, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits of each sample and their label; 0 and -100 of one without a token to answer."""
-    mask = task.token_mask(batch)
-    if mask is None:
-        return logits, batch["labels"]
-    targets = task.targets(batch)
-    assert targets is not None
-    counts = mask.sum(1)
-    known = counts > 0
-    first = (counts.cumsum(0) - counts)[known]
-    said = logits.new_zeros(len(counts), logits.shape[-1])
-    labels = targets.new_full((len(counts),), task.ignore_label)
-    said[known], labels[known] = logits[first], targets[first]
-    return said, labels

@@ -151,10 +151,17 @@ def view_batches(
 
 
 def in_training(
-    task: Task, raw: Batch, config: FitConfig, device: torch.device, *, seed: int, view: int
+    task: Task,
+    raw: Batch,
+    config: FitConfig,
+    device: torch.device,
+    *,
+    seed: int,
+    view: int,
+    augmented: bool = True,
 ) -> Batch:
     """A batch as the networks see it in training: on the device, prepared, in their layout."""
-    batch = task.prepare(to_device(raw, device), train=True, seed=seed, epoch=view)
+    batch = task.prepare(to_device(raw, device), train=augmented, seed=seed, epoch=view)
     batch = batch | {"view": view}
     if config.layout == "channels_last":
         return {name: _channels_last(value) for name, value in batch.items()}

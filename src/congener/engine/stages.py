@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from congener.engine.asking import ask_each
 from congener.engine.checkpoint import check_state, read_tensors
 from congener.engine.config import FitConfig
 from congener.engine.feed import evaluation_batches, size, steps_per_epoch, to_device
@@ -21,7 +22,7 @@ from congener.engine.machine import build_accelerator, on_first, process_state
 from congener.errors import CheckpointError, RecipeError, did_you_mean
 from congener.naming import expected
 from congener.runlog import RunLog
-from congener.system import FitStage, Stage, SurveyStage, TeacherLike
+from congener.system import AnswerStage, FitStage, Stage, SurveyStage, TeacherLike
 from congener.task import Task
 from congener.teachers import fingerprint, structure
 from congener.types import Batch, Progress
@@ -74,6 +75,10 @@ def prepare(
     process_state(config)
     for stage in system.stages():
         data = _data(stage, task, train)
+        if isinstance(stage, AnswerStage):
+            key = stage_path(Path(), stage, task, config, train).name
+            ask_each(stage, task, config, data, key, folder, log)
+            continue
         path = None if folder is None else stage_path(folder, stage, task, config, train)
         kept = on_first(partial(_kept, path))
         if path is not None and kept is not None:
@@ -94,6 +99,8 @@ def stage_path(
     """Where :func:`prepare` keeps the result of a stage: its arguments, and all they hold, say."""
     train = task.splits["train"] if train is None else train
     key = _key(stage, task, config, _data(stage, task, train))
+    if isinstance(stage, AnswerStage):
+        return folder / f"{stage.name}-{key}"
     return folder / f"{stage.name}-{key}.safetensors"
 
 
@@ -121,9 +128,19 @@ def check_stage(stage: Stage, task: Task, config: FitConfig, batch: Batch) -> bo
         steps_per_epoch(data, settings, None, processes=process_state(config).num_processes)
         with torch.no_grad():
             stage.system.train()(batch, Progress(0, 1, 0))
-    elif stage.stand_in is not None:
+        return True
+    if isinstance(stage, AnswerStage):
+        answers = stage.ask(batch).logits
+        stage.receive(partial(_first_rows, answers))
+        return True
+    if stage.stand_in is not None:
         stage.receive(stage.stand_in(size(data)))
-    return isinstance(stage, FitStage) or stage.stand_in is not None
+    return stage.stand_in is not None
+
+
+def _first_rows(answers: Tensor, index: Tensor) -> Tensor:
+    """What stands in for the answers about any samples."""
+    return answers[torch.zeros_like(index)].to(index.device)
 
 
 def _data(stage: Stage, task: Task, train: Dataset[Any]) -> Dataset[Any]:
@@ -195,7 +212,7 @@ def _kept(path: Path | None) -> dict[str, Tensor] | None:
         raise CheckpointError(f"{path} is damaged; remove it, and it will be made anew.") from error
 
 
-def _receive(stage: Stage, figures: dict[str, Tensor], path: Path) -> None:
+def _receive(stage: FitStage | SurveyStage, figures: dict[str, Tensor], path: Path) -> None:
     if isinstance(stage, SurveyStage):
         stage.receive(figures)
         return
@@ -249,6 +266,8 @@ def _key(stage: Stage, task: Task, config: FitConfig, data: Dataset[Any]) -> str
         shapes = {name: list(v.shape) for name, v in stage.system.state_dict().items()}
         settings = _settings(stage, config).model_dump(mode="json")
         digest.update(json.dumps([shapes, settings, repr(stage.system)]).encode())
+    elif isinstance(stage, AnswerStage):
+        digest.update(json.dumps([stage.key, stage.dtype, config.precision]).encode())
     else:
         digest.update(json.dumps(stage.key).encode())
     digest.update(data_fingerprint(task, data, train=isinstance(stage, FitStage)))

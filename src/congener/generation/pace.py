@@ -16,9 +16,10 @@ _CPU, _DEVICE = (5e-5, 3e-10, 1.4e-11), (5e-5, 2e-12, 4e-14)
 """Seconds of a pass for each module without children, for each weight, and for each weight and
 token: what a processor core and a data-centre GPU take, roughly (ours)."""
 
-_VECTORS = 8  # until so many tokens a core slows down, to half, as vectors become matrices (ours)
+_VECTORS = 4  # until so many tokens a core slows down, to half, as vectors become matrices (ours)
 _EXPECTED, _WEIGHT = 0.8, 2.0  # acceptance before any is seen, worth so many proposals (ours)
 _WORTH = 1.1  # drafts make rows uneven, and must so be faster by this at least (ours)
+_NEARLY = 0.93  # of the best speed is enough for a shorter draft, of which less is lost (ours)
 _MEMORY = 0.95  # what was seen counts so much less with each block (ours)
 
 
@@ -53,8 +54,10 @@ class Pace:
             written = sum(share**place for place in range(length))
             return written / (length * step + self._teacher.seconds(rows * length))
 
-        best = max(_LENGTHS, key=speed)
-        return best if speed(best) > _WORTH * speed(1) else 1
+        speeds = {length: speed(length) for length in _LENGTHS}
+        best = max(speeds.values())
+        enough = next(length for length, each in speeds.items() if each >= _NEARLY * best)
+        return enough if best > _WORTH * speeds[1] else 1
 
     def learn(self, kept: Tensor, own: Tensor) -> None:
         """Note how many tokens of each row were kept, and which were accepted, (rows, count)."""

@@ -17,6 +17,7 @@ from congener.losses.cskd import CSKDLoss, cskd_loss
 from congener.losses.cskd_parts import cskd_batch_loss, cskd_class_loss, cswt_loss
 from congener.losses.cswt import cswt_temperatures
 from congener.losses.cwd import CWDLoss, cwd_loss
+from congener.losses.detection_kd import DetectionKDLoss, detection_kd_loss
 from congener.losses.dist import DISTLoss, dist_loss
 from congener.losses.dist_parts import dist_inter_loss, dist_intra_loss
 from congener.losses.dkd import DKDLoss, dkd_loss
@@ -93,6 +94,7 @@ __all__ = [
     "CompRessLoss",
     "DISTLoss",
     "DKDLoss",
+    "DetectionKDLoss",
     "EmbeddingMSELoss",
     "FGDLoss",
     "FGFILoss",
@@ -155,6 +157,7 @@ __all__ = [
     "cswt_loss",
     "cswt_temperatures",
     "cwd_loss",
+    "detection_kd_loss",
     "dist_inter_loss",
     "dist_intra_loss",
     "dist_loss",

@@ -15,6 +15,7 @@ symbol          argument               default
 :math:`T`       ``teacher_feature``
 :math:`M`       ``visible``            of :func:`~congener.losses.mgd_visible`
 :math:`\alpha`  ``alpha``              2e-5, authors' one-stage detectors; two-stage 5e-7
+:math:`\lambda` ``mask_ratio``         0.65, likewise; two-stage 0.45
 ==============  =====================  ==================================================
 
 Conventions
@@ -39,6 +40,7 @@ from congener.ops.collectives import Scope
 from congener.ops.precision import upcast
 from congener.ops.projectors import align_channels, project
 from congener.ops.reduction import Reduction, blank_rows, check_reduction, reduce_samples
+from congener.ops.vocabulary import check_share
 from congener.types import Paper
 
 __all__ = ["MGDLoss", "mgd_loss"]
@@ -99,6 +101,7 @@ class MGDLoss(Loss):
     sources: ClassVar = {
         **dict.fromkeys(("student_channels", "teacher_channels"), "yours: of the two maps"),
         "alpha": "authors' code: its one-stage detectors, 2e-5",
+        "mask_ratio": "authors' code: its one-stage detectors, 0.65",
         "reduction": "authors' code: sum over channels and places, mean over images",
         "scope": "ours: the batch is the global batch",
     }
@@ -108,14 +111,17 @@ class MGDLoss(Loss):
         student_channels: int,
         teacher_channels: int,
         alpha: float = 2e-5,
+        mask_ratio: float = 0.65,
         *,
         reduction: Reduction = "mean",
         scope: Scope = "global",
     ) -> None:
         super().__init__()
+        check_share("mask_ratio", mask_ratio)
         check_reduction(reduction, scope)
         self.student_channels, self.teacher_channels = student_channels, teacher_channels
-        self.alpha, self.reduction, self.scope = alpha, reduction, scope
+        self.alpha, self.mask_ratio = alpha, mask_ratio
+        self.reduction, self.scope = reduction, scope
         self.align = align_channels(student_channels, teacher_channels)
         self.projector = nn.Sequential(
             nn.Conv2d(teacher_channels, teacher_channels, kernel_size=3, padding=1),
@@ -135,4 +141,7 @@ class MGDLoss(Loss):
         check_places("visible", visible, student_feature, kind="boolean")
         seen = aligned * visible.unsqueeze(1)
         generated = project(self.projector, seen, channels=self.teacher_channels)
-        return mgd_loss(generated, teacher_feature, mask=mask, **self.options)
+        return mgd_loss(
+            generated, teacher_feature,
+            alpha=self.alpha, mask=mask, reduction=self.reduction, scope=self.scope,
+        )  # fmt: skip

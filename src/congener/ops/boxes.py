@@ -7,7 +7,10 @@ from torch import Tensor
 
 from congener.errors import ShapeError
 
-__all__ = ["box_overlaps", "check_boxes", "check_places"]
+__all__ = ["box_overlaps", "check_boxes", "check_places", "generalized_overlaps"]
+
+LEAST_AREA = 1e-7
+"""What divides by a smaller area divides by this one, as torchvision adds it to every area."""
 
 
 def check_boxes(name: str, boxes: Tensor) -> None:
@@ -61,3 +64,33 @@ def box_overlaps(first: Tensor, second: Tensor) -> Tensor:
     areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1) for boxes in (first, second)]
     union = areas[0][:, None] + areas[1][None, :] - shared
     return shared / torch.where(union > 0, union, 1)
+
+
+def generalized_overlaps(first: Tensor, second: Tensor) -> Tensor:
+    """Generalised intersection over union of boxes, one by one (Rezatofighi et al., CVPR 2019).
+
+    The overlap, less the share of the smallest box around both that neither covers.
+
+    Args:
+        first: (..., 4).
+        second: likewise.
+
+    Returns:
+        (...), from -1 to 1; 0 for two empty boxes at one place.
+
+    >>> generalized_overlaps(torch.tensor([0.0, 0, 2, 2]), torch.tensor([4.0, 0, 6, 2]))
+    tensor(-0.3333)
+    """
+    shared, around = (
+        _area(outer(first[..., :2], second[..., :2]), inner(first[..., 2:], second[..., 2:]))
+        for outer, inner in ((torch.maximum, torch.minimum), (torch.minimum, torch.maximum))
+    )
+    union = sum(_area(boxes[..., :2], boxes[..., 2:]) for boxes in (first, second)) - shared
+    empty = (around - union) / around.clamp(min=LEAST_AREA)
+    return shared / union.clamp(min=LEAST_AREA) - empty
+
+
+def _area(low: Tensor, high: Tensor) -> Tensor:
+    """Of boxes; 0 where a side is negative."""
+    width, height = (high - low).clamp(min=0).unbind(dim=-1)
+    return width * height

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from congener.engine.feed import epoch_batches, evaluation_batches, size
 from congener.engine.stages import stage_path
+from congener.errors import CongenerError
 from congener.preflight.finding import Finding, Patient
+from congener.system import AnswerStage
+from congener.teachers.store import TeacherStore
 from congener.types import Batch
 
 __all__ = ["examine_data", "examine_stages"]
@@ -31,8 +34,6 @@ def examine_data(patient: Patient) -> Iterator[Finding]:
 def examine_stages(patient: Patient) -> Iterator[Finding]:
     """Results that an earlier run kept, and that belong to something else."""
     folder = patient.out / "stages"
-    if not folder.is_dir():
-        return
     wanted: dict[str, dict[Path, str]] = {}  # of each stage by name: its files, and their arms
     unknown = set()
     for arm, system in patient.systems():
@@ -42,9 +43,14 @@ def examine_stages(patient: Patient) -> Iterator[Finding]:
                 unknown.add(stage.name)
                 continue
             path = stage_path(folder, stage, patient.task, patient.recipe.train)
+            if isinstance(stage, AnswerStage) and stage.folder is not None:
+                yield from _named_folder(stage, stage.folder, path.name)
+                continue
             wanted.setdefault(stage.name, {})[path] = arm
     for name in wanted.keys() - unknown:
-        others = sorted(set(folder.glob(f"{name}-*.safetensors")) - wanted[name].keys())
+        kind = next(iter(wanted[name])).suffix  # a file, or of an AnswerStage a folder
+        kept = {path for path in folder.glob(f"{name}-*") if path.suffix == kind}
+        others = sorted(kept - wanted[name].keys())
         lacking = [path for path in wanted[name] if not path.exists()]
         if others and lacking:
             yield Finding(
@@ -53,6 +59,21 @@ def examine_stages(patient: Patient) -> Iterator[Finding]:
                 f"{others[0].name} is there, {lacking[0].name} is expected.",
                 f"Remove {folder}, or name another run folder; it will be made anew.",
             )  # fmt: skip
+
+
+def _named_folder(stage: AnswerStage, folder: Path, key: str) -> Iterator[Finding]:
+    """What lies in the folder that a stage names."""
+    try:
+        found = TeacherStore.open(folder).identity
+    except CongenerError:  # nothing, or what the run itself tells of
+        return
+    if found != {stage.name: key}:
+        yield Finding(
+            "stale_cache", f"{folder}, stage {stage.name!r}",
+            "What is kept there was made with other networks, data or settings.",
+            f"it is {', '.join(found.values())}, and {key} is expected.",
+            "Remove that folder, or name another one; it will be made anew.",
+        )  # fmt: skip
 
 
 def _first_batch(patient: Patient) -> Batch:

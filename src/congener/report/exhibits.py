@@ -20,14 +20,15 @@ from congener.report.svg import Chart
 
 __all__ = ["Shown", "read_exhibits"]
 
-Kind = Literal["similarity", "spectrogram", "image"]
+Kind = Literal["similarity", "spectrogram", "image", "scene"]
 Arrays = Mapping[str, NDArray[Any]]
 COLOURS = {"similarity": charts.SIMILARITY, "spectrogram": "magma"}
-MOST = {"similarity": 256, "spectrogram": 512, "image": 192}
+MOST = {"similarity": 256, "spectrogram": 512, "image": 192, "scene": 384}
 """Pixels of a side; of more, evenly many are left out."""
 SOUND = 500_000
 """Samples of a sound that the page holds: 11 s at 44.1 kHz, 1 MB."""
-KINDS = {"similarity": "Similarity matrix", "spectrogram": "Spectrogram", "image": "Picture"}
+KINDS = {"similarity": "Similarity matrix", "spectrogram": "Spectrogram", "image": "Picture",
+         "scene": "Picture"}  # fmt: skip
 
 
 class Panel(Record):
@@ -138,7 +139,7 @@ def _shown(exhibit: Exhibit, arrays: Arrays, name: str) -> Shown:
 def _array(panel: Panel, arrays: Arrays) -> NDArray[Any]:
     """The picture of a panel, small enough for the page."""
     values = arrays.get(panel.picture or "")
-    if panel.kind == "image":
+    if panel.kind not in COLOURS:
         fits = values is not None and values.shape[2:] == (3,) and values.dtype == np.uint8
     else:
         fits = values is not None and values.ndim == 2 and values.dtype.kind == "f"

@@ -7,6 +7,7 @@ teacher, no terms). Where a loss asks for more, such as ND for class means, a so
 :mod:`congener.systems.sources`); KD++ is then the terms ``kd`` and ``nd``. *What it owns beyond a
 loss*: the parameters of the losses that have any, and what the sources train or have measured.
 *Frames that the task masks*, such as padding: see :func:`congener.ops.frames.counted_frames`.
+*Terms* ``at`` *objects or proposals of an image*: see :mod:`congener.systems.regions`.
 *What is saved*: student, losses and sources' answers; *what is exported*: the bare student.
 """
 
@@ -19,16 +20,10 @@ from torch import Tensor, nn
 from congener.errors import NonFiniteLossError, RecipeError, did_you_mean
 from congener.ops.frames import counted_frames
 from congener.system import Stage, System, TeacherLike
+from congener.systems.answering import SOURCES
 from congener.systems.probe import check_feature, probe
-from congener.systems.sources import (
-    Margins,
-    Pair,
-    RestyledLogits,
-    Seen,
-    Source,
-    TeacherClassifier,
-)
-from congener.systems.surveys import ClassMeans, ContrastIndex
+from congener.systems.regions import few_regions, words_of_regions
+from congener.systems.sources import Pair, Seen, Source
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers import FrozenTeacher, TeacherGroup
@@ -40,10 +35,6 @@ WORDS = {
     "student_logits", "teacher_logits", "student_feature", "teacher_feature",
     "student_features", "teacher_features", "labels", "index", "mask",
 }  # fmt: skip
-
-KINDS = (ClassMeans, RestyledLogits, ContrastIndex, TeacherClassifier, Margins)
-SOURCES = {word: kind for kind in KINDS for word in kind.words}
-"""Who answers which further word."""
 
 
 class Distillation(System):
@@ -186,6 +177,7 @@ class _Bound:
         parameters = inspect.signature(term.loss.forward).parameters.values()
         self.masks_frames = bool(getattr(term.loss, "masks_frames", False))
         known = (WORDS | SOURCES.keys()) - (set() if self.masks_frames else {"mask"})
+        known = known if term.at is None else words_of_regions(term, self.name, task)
         self.words = [p.name for p in parameters if p.name in known]
         self.kinds = list(dict.fromkeys(SOURCES[w] for w in self.words if w in SOURCES))
         known = known | {"mask"}
@@ -193,7 +185,9 @@ class _Bound:
         if required or not self.words:
             raise RecipeError(
                 f"The loss of the term {self.name!r} should take arguments among "
-                f"{', '.join(sorted(WORDS))}; it asks for {', '.join(required) or 'nothing'}."
+                f"{', '.join(sorted(known - SOURCES.keys()))}"
+                f"{f' at {term.at}' if term.at else ''}; it asks for "
+                f"{', '.join(required) or 'nothing'}."
             )
         reads_taps = bool(self.kinds) or any("feature" in word for word in self.words)
         self.pairwise = reads_taps and "student_features" not in self.words
@@ -250,9 +244,14 @@ class _Bound:
             teacher = teacher.members[self.term.of]
         mine = [student.features[path] for path in self.student]
         theirs = [teacher.features[path] for path in self.teacher]
+        logits = student.logits, teacher.logits
+        if self.term.at == "objects":
+            mine, theirs = ([self.task.at_objects(x, batch) for x in xs] for xs in (mine, theirs))
+        elif self.term.at == "proposals":
+            logits = self.task.at_proposals(*logits)
         known: dict[str, Any] = {
-            "student_logits": student.logits,
-            "teacher_logits": teacher.logits,
+            "student_logits": logits[0],
+            "teacher_logits": logits[1],
             "student_features": mine,
             "teacher_features": theirs,
             "labels": self.task.targets(batch),
@@ -284,7 +283,8 @@ class _Bound:
 
     def _call(self, known: dict[str, Any]) -> Tensor:
         try:
-            value: Tensor = self.term.loss(**{word: known[word] for word in self.words})
+            with few_regions(self.term, known["student_features"]):
+                value: Tensor = self.term.loss(**{word: known[word] for word in self.words})
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"The loss term {self.name!r}: {error}") from error
         return value

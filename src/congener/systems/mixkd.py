@@ -260,7 +260,8 @@ def _all_terms(terms: Sequence[Term], kd_weight: float, temperature: float) -> l
     for term in terms:
         if not isinstance(term, Term):
             raise RecipeError(
-                f"The further `terms` of 'mixkd' are Term objects, which Python makes, not {term}."
+                f"The further `terms` of 'mixkd' are Term objects, not {term}; in a recipe they "
+                "stand beside the `system`."
             )
         if term.name in ("student_mixup", "teacher_mixup"):
             raise RecipeError(f"A term cannot be called {term.name!r}; give it another `name`.")

@@ -15,6 +15,14 @@ maps = partial(logits, shape=(4, 3, 5))
 edges = partial(logits, shape=(4, 6))
 
 
+def rows_of_boxes(seed: int, batch: int = 7) -> tuple[Tensor, Tensor]:
+    """What two detectors of 3 classes say at 4 locations, (batch, 4, 12), their boxes apart."""
+    student, teacher = logits(seed, batch, (4, 12))
+    for rows in (student, teacher):
+        rows[..., 6:8] = rows[..., 4:6] + rows[..., 6:8].abs() + 2
+    return student, teacher
+
+
 def near_object(teacher: Tensor) -> Tensor:
     """Places that follow their image: where the teacher's channels sum to more than 1."""
     return teacher.detach().double().sum(dim=1) > 1 if teacher.dim() == 4 else teacher
@@ -141,6 +149,18 @@ LOSSES: dict[str, LossCase] = {
         make=edges,
         module=partial(Given, partial(losses.LDLoss, 10.0, "locations"), location_weights),
         batch_coupled=False,
+    ),
+    "detection_kd": LossCase(
+        ("DetectionKDLoss", "detection_kd_loss"),
+        losses.detection_kd_loss,
+        make=rows_of_boxes,
+        module=losses.DetectionKDLoss,
+    ),
+    "detection_kd_softmax": LossCase(
+        (),
+        partial(losses.detection_kd_loss, activation="softmax", beta=1.0, box_weight=3.0),
+        make=rows_of_boxes,
+        module=partial(losses.DetectionKDLoss, 1.0, 3.0, activation="softmax", beta=1.0),
     ),
     "ld_class": LossCase(("ld_class_loss",), losses.ld_class_loss, batch_coupled=False),
 }

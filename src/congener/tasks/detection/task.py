@@ -1,0 +1,336 @@
+"""Object detection: boxes of known classes on images of one size."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torchvision.models.detection.image_list import ImageList
+
+from congener.errors import DataError, RecipeError
+from congener.ops.checks import check_choice
+from congener.ops.collectives import Scope
+from congener.task import Metrics, Task
+from congener.tasks.named import named
+from congener.types import Batch, Exhibit
+
+from . import augment as augmentations
+from . import data as datasets
+from . import models
+from .criteria import dense_losses
+from .data.splits import Splits, labelled_positions
+from .exhibits import detections
+from .geometry import moved_boxes, moved_images
+from .geometry import still as unmoved
+from .metrics import BoxMetrics
+from .regions import mean_in_boxes, proposed_classes
+from .rows import join_rows, split_rows
+
+__all__ = ["Detection", "Said"]
+
+IGNORE, NOTHING = -100, -1
+SURE = 0.5
+"""Least score of a pseudo-label; ours."""
+OWN = ("images", "boxes", "labels", "ids", "seed", "epoch")
+"""What every augmentation is told."""
+
+
+class Said(NamedTuple):
+    """What a detector says about a batch.
+
+    Attributes:
+        logits: a row for each location, (batch, locations, classes + 9); see :mod:`.rows`.
+        maps: the levels, (batch, channels, height, width), from fine to coarse.
+        outputs: what its head returned.
+        anchors: the reference boxes, (locations, 4), the same for each image.
+    """
+
+    logits: Tensor
+    maps: list[Tensor]
+    outputs: Mapping[str, Tensor]
+    anchors: Tensor
+
+
+class Detection(Task):
+    """Images of one size with any number of boxes; an image may have no boxes, or not be known.
+
+    Args:
+        data: the name of a loader in :mod:`.data`, a mapping with its ``name`` and arguments, or
+            the :class:`Splits` that a loader returned.
+        detector: how all networks of a run detect: ``"fcos"``, ``"retinanet"`` or ``"ssdlite"``,
+            as torchvision builds them.
+        augment: the name of a function in :mod:`.augment`, or a mapping with its ``name`` and
+            arguments; applied to training batches, to images and boxes alike.
+        anchor_scale: of ``"retinanet"``, the side of its smallest anchors in strides of their
+            level; torchvision: 4, which at stride 8 finds no object below some 20 pixels.
+
+    Attributes:
+        categories: names of the classes.
+        size: (height, width) of the images.
+
+    Raises:
+        RecipeError: an unknown name or argument.
+        DataError: data that is missing, damaged or of no use.
+    """
+
+    metric = "map"
+    ignore_label = IGNORE
+    evaluation_batch = 64
+
+    def __init__(
+        self,
+        data: str | Mapping[str, Any] | Splits = "digit_scenes",
+        *,
+        detector: models.Design = "fcos",
+        augment: str | Mapping[str, Any] = "none",
+        anchor_scale: float = models.ANCHOR_SCALE,
+    ) -> None:
+        try:
+            check_choice("detector", detector, models.DESIGNS)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        if detector != "retinanet" and anchor_scale != models.ANCHOR_SCALE:
+            raise RecipeError(f"Only 'retinanet' takes an anchor_scale, not {detector!r}.")
+        if not (1 <= anchor_scale < math.inf):
+            raise RecipeError(
+                f"anchor_scale={anchor_scale} must be 1 or more: sides of anchors in strides."
+            )
+        divided = data if isinstance(data, Splits) else named("data set", data, [datasets])()
+        splits: dict[str, Dataset[Any]] = {"train": divided.train, "test": divided.test}
+        if divided.teacher is not None:
+            splits["teacher"] = divided.teacher
+        self.splits = splits
+        self.detector, self.anchor_scale = detector, anchor_scale
+        self.categories, self.size = tuple(divided.class_names), tuple(divided.size)
+        self.normalisation = (divided.mean, divided.std)
+        self.labelled = labelled_positions(divided.train.labels)
+        self._area_scale = divided.area_scale
+        self._augment = named("augmentation", augment, [augmentations], own=OWN)
+        self.augments = self._augment.func is not augmentations.none
+        self._try_augmentation(augment)
+
+    def _try_augmentation(self, given: str | Mapping[str, Any]) -> None:
+        """So that a wrong value shows before training."""
+        image = torch.zeros(1, 3, *self.size, dtype=torch.uint8)
+        box = torch.tensor([[[0.0, 0.0, *self.size[::-1]]]])
+        zero = torch.zeros(1, dtype=torch.int64)
+        try:
+            self._augment(image, box, zero[None], zero, seed=0, epoch=0)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise RecipeError(
+                f"The augmentation {given!r} does not work on images of this data: {error}"
+            ) from error
+
+    def build_model(self, name: str, **kwargs: Any) -> nn.Module:
+        """A detector of the task's design on a body of :mod:`.backbones`."""
+        assert self.normalisation is not None
+        mean, std = self.normalisation
+        return models.build(
+            name, kwargs, design=self.detector, num_classes=len(self.categories), size=self.size,
+            mean=tuple(mean), std=tuple(std), anchor_scale=self.anchor_scale,
+        )  # fmt: skip
+
+    def collate(self, samples: Any) -> Batch:
+        """A batch from a ready batch, or from a list of mappings with as many boxes each."""
+        if isinstance(samples, Mapping):
+            batch = dict(samples)
+        else:
+            try:
+                batch = torch.utils.data.default_collate(samples)
+            except (TypeError, RuntimeError) as error:
+                raise DataError(
+                    "The images cannot be stacked into a batch; expected images of one size, and "
+                    f"as many rows of boxes, those that hold none labelled -1. torch says: {error}"
+                ) from error
+        if missing := {"image", "boxes", "labels", "crowd", "index"} - set(batch):
+            raise DataError(
+                f"An image has no {sorted(missing)[0]!r}; expected mappings with the keys 'image', "
+                "'boxes', 'labels', 'crowd' and 'index'."
+            )
+        images: Tensor = batch["image"]
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, *self.size):
+            raise DataError(
+                f"Images are of type {images.dtype} and shape {tuple(images.shape[1:])}; expected "
+                f"bytes, torch.uint8, of shape {(3, *self.size)}, the size of the task."
+            )
+        return batch
+
+    def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
+        """Images normalised, and in training moved with their boxes; how is in ``geometry``."""
+        images, boxes, labels, crowd = (batch[k] for k in ("image", "boxes", "labels", "crowd"))
+        geometry = unmoved(len(images), self.size).to(images.device)
+        if train and self.augments:
+            objects = labels.masked_fill(crowd & (labels >= 0), NOTHING)
+            images, geometry = self._augment(
+                images, boxes, objects, batch["index"], seed=seed, epoch=epoch
+            )
+            images = moved_images(images, geometry)
+            boxes, labels = moved_boxes(boxes, labels, geometry, self.size)
+            crowd = crowd & (labels >= 0)
+        return dict(batch) | {
+            "image": self.normalised(images), "boxes": boxes, "labels": labels, "crowd": crowd,
+            "geometry": geometry,
+        }  # fmt: skip
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Pixels, uint8, by the mean and the deviation of each channel."""
+        assert self.normalisation is not None
+        mean, std = (
+            torch.tensor(each, device=images.device).view(-1, 1, 1) for each in self.normalisation
+        )
+        return (images.float().div_(255) - mean).div_(std)
+
+    def moved(self, images: Tensor, batch: Batch) -> Tensor:
+        """Other images of the samples of a prepared batch, normalised, moved as theirs were."""
+        return moved_images(images, batch["geometry"])
+
+    def call(self, model: nn.Module, batch: Batch) -> Said:
+        """Every part of a detector but its loss and its choice of boxes."""
+        images: Tensor = batch["image"]
+        found = model.backbone(images)  # type: ignore[operator]
+        maps = [found] if isinstance(found, Tensor) else list(found.values())
+        outputs = model.head(maps)  # type: ignore[operator]
+        one = ImageList(images[:1], [self.size])
+        anchors: Tensor = model.anchor_generator(one, maps)[0]  # type: ignore[operator]
+        rows = _rows(model, outputs, anchors)
+        return Said(rows, maps, outputs, anchors)
+
+    def logits(self, result: Any) -> Tensor:
+        """A row for each location; see :mod:`.rows`."""
+        if not isinstance(result, Said):
+            raise DataError(
+                f"The network returned {type(result).__name__}; expected what a detector says, "
+                "which `call` returns."
+            )
+        return result.logits
+
+    def losses(self, logits: Tensor, batch: Batch, scope: Scope = "global") -> dict[str, Tensor]:
+        """The parts of the supervised loss by name; ``classification`` is one."""
+        return dense_losses(
+            logits, batch["boxes"], batch["labels"], batch["crowd"],
+            design="ssd" if self.detector == "ssdlite" else self.detector, scope=scope,
+        )  # fmt: skip
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The sum of the parts, each weighing 1, as in torchvision."""
+        parts = list(self.losses(logits, batch).values())
+        return sum(parts[1:], start=parts[0])
+
+    def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The focal loss or the cross-entropy of the classes."""
+        return self.losses(logits, batch, "local")["classification"]
+
+    def pseudo_labelled(self, batch: Batch, model: nn.Module) -> Batch:
+        """Images that are not annotated get the boxes that a detector is at least half sure of."""
+        unknown = (batch["labels"] == IGNORE).all(1)
+        if not unknown.any():
+            return batch
+        rows = unknown.nonzero().flatten()
+        with torch.no_grad():
+            found = self.respond(model, {"image": batch["image"][rows]})
+        sure = [{k: v[each["scores"] >= SURE] for k, v in each.items()} for each in found]
+        width = max([batch["labels"].shape[1], *(len(each["labels"]) for each in sure)])
+        wider = width - batch["labels"].shape[1]
+        boxes = F.pad(batch["boxes"], (0, 0, 0, wider))
+        labels = F.pad(batch["labels"], (0, wider), value=NOTHING)
+        crowd = F.pad(batch["crowd"], (0, wider))
+        labels[rows], boxes[rows], crowd[rows] = NOTHING, 0.0, False
+        for row, each in zip(rows.tolist(), sure, strict=True):
+            count = len(each["labels"])
+            boxes[row, :count], labels[row, :count] = each["boxes"].to(boxes), each["labels"]
+        return batch | {"boxes": boxes, "labels": labels, "crowd": crowd}
+
+    def per_sample(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """How sure a detector is that an image has each class, and the class of its first object.
+
+        The label of an image without one, or not annotated, is -100.
+        """
+        classes = split_rows(logits).classes.float()
+        chances = classes.softmax(2)[..., 1:] if self.detector == "ssdlite" else classes.sigmoid()
+        labels = batch["labels"]
+        real = (labels >= 0) & ~batch["crowd"]
+        first = labels.gather(1, real.int().argmax(1, keepdim=True)).squeeze(1)
+        return chances.amax(1), first.masked_fill(~real.any(1), IGNORE)
+
+    def respond(self, model: nn.Module, batch: Batch) -> list[dict[str, Tensor]]:
+        """The boxes of each image after suppression, chosen by torchvision's own code.
+
+        Returns:
+            For each image ``boxes`` (boxes, 4), ``scores`` and ``labels`` (boxes,), best first.
+        """
+        said = self.call(model, batch)
+        if said.logits.isnan().any():
+            raise DataError(
+                "The network answers with NaN: its weights, or the images, are not finite; take "
+                "weights from before training diverged."
+            )
+        outputs = {name: value.float() for name, value in said.outputs.items()}
+        count = len(batch["image"])
+        sizes = [self.size] * count
+        if self.detector == "ssdlite":
+            chosen = model.postprocess_detections(outputs, [said.anchors] * count, sizes)  # type: ignore[operator]
+            return [each | {"labels": each["labels"] - 1} for each in chosen]
+        places = [each.shape[2] * each.shape[3] for each in said.maps]
+        per_place = len(said.anchors) // sum(places)
+        rows = [each * per_place for each in places]
+        split = {name: list(torch.split(value, rows, 1)) for name, value in outputs.items()}
+        anchors = [list(torch.split(said.anchors, rows))] * count
+        return model.postprocess_detections(split, anchors, sizes)  # type: ignore[operator, no-any-return]
+
+    def metrics(self, device: torch.device) -> Metrics:
+        """Mean average precisions of COCO; see :mod:`.metrics`."""
+        return BoxMetrics(
+            device, num_classes=len(self.categories), class_names=self.categories,
+            area_scale=self._area_scale,
+        )  # fmt: skip
+
+    def objects(self, batch: Batch) -> list[Tensor]:
+        """The true boxes of each image of a prepared batch, (boxes, 4); none where not known."""
+        real = (batch["labels"] >= 0) & ~batch["crowd"]
+        return [boxes[known] for boxes, known in zip(batch["boxes"], real, strict=True)]
+
+    def at_objects(self, feature: Tensor, batch: Batch) -> Tensor:
+        """The mean of a map over each true box; images that are not annotated have none."""
+        return mean_in_boxes(feature, self.objects(batch), self.size)
+
+    def at_proposals(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits at the 32 locations of each image that the student is surest of."""
+        background = self.detector == "ssdlite"
+        return proposed_classes(student_logits, teacher_logits, background=background)
+
+    def anchors(self, feature: Tensor) -> Tensor:
+        """The reference boxes of each place of a map, (height, width, boxes of a place, 4)."""
+        if self.detector == "ssdlite":
+            raise RecipeError(
+                "The boxes of a place of 'ssdlite' depend on all its levels; for a loss that asks "
+                "for them take the design 'fcos' or 'retinanet'."
+            )
+        height, width = feature.shape[2:]
+        make = models.anchors_of(self.detector, [self.size[0] // height], self.anchor_scale)
+        images = torch.zeros(1, 3, *self.size, device=feature.device)
+        found: Tensor = make(ImageList(images, [self.size]), [feature.float()])[0]
+        return found.view(height, width, -1, 4)
+
+    def exhibits(
+        self, networks: Mapping[str, nn.Module], taps: Mapping[str, str | None]
+    ) -> Sequence[Exhibit]:
+        """What each network finds on some test images, and where it looks; see :mod:`.exhibits`."""
+        return detections(self, networks, taps)
+
+
+def _rows(model: nn.Module, outputs: Mapping[str, Tensor], anchors: Tensor) -> Tensor:
+    """What a head says, joined, with the boxes in pixels."""
+    deltas = outputs["bbox_regression"].float()
+    count, locations = deltas.shape[:2]
+    references = anchors.to(deltas).expand(count, -1, -1)
+    coder: Any = model.box_coder
+    decode = getattr(coder, "decode_single", coder.decode)
+    boxes = decode(deltas.flatten(0, 1), references.flatten(0, 1)).view(count, locations, 4)
+    quality = outputs.get("bbox_ctrness")
+    return join_rows(
+        outputs["cls_logits"].float(), None if quality is None else quality.float().squeeze(-1),
+        boxes, references,
+    )  # fmt: skip
