@@ -156,6 +156,9 @@ class Assembly:
         """The system that trains an arm."""
         described = self.recipe.all_arms[arm]
         place = ("arms", arm) if self.recipe.arms else ()
+        with _at(self.recipe, *place, "inherits"):
+            for path in described.inherits:
+                _inherit(path, student, teacher)
         terms = []
         for position, term in enumerate(described.terms):
             with _at(self.recipe, *place, "terms", position):
@@ -408,6 +411,35 @@ def _pack(name: str) -> type[Task]:
     module = importlib.import_module(f"congener.tasks.{name}")
     public = [getattr(module, attribute) for attribute in module.__all__]
     return next(thing for thing in public if inspect.isclass(thing) and issubclass(thing, Task))
+
+
+def _inherit(path: str, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Give a module of the student the teacher's weights.
+
+    Raises:
+        RecipeError: no teacher, no such module, or one of another shape.
+    """
+    if teacher is None:
+        raise RecipeError(f"There is no `teacher` whose {path!r} could be inherited; name one.")
+    sides = {"student": bare(student), "teacher": bare(teacher)}
+    found = {}
+    for side, network in sides.items():
+        modules = {name: module for name, module in network.named_modules() if name}
+        if path not in modules:
+            raise RecipeError(f"The {side} has no module {path!r}; {did_you_mean(path, modules)}")
+        found[side] = modules[path]
+    mine, theirs = (_shapes(module) for module in found.values())
+    if mine != theirs:
+        name = min(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+        raise RecipeError(
+            f"The student cannot inherit {path!r}: its {name!r} is {_shape(mine, name)} and the "
+            f"teacher's {_shape(theirs, name)}; build both networks with the same widths there."
+        )
+    found["student"].load_state_dict(found["teacher"].state_dict())
+
+
+def _shape(shapes: dict[str, torch.Size], name: str) -> str:
+    return str(tuple(shapes[name])) if name in shapes else "not there"
 
 
 def _shapes(network: nn.Module) -> dict[str, torch.Size]:

@@ -198,6 +198,8 @@ class Arm(_Strict):
             FitNets' second stage.
         learns_from: an earlier arm; its student of the same seed is the teacher, as in born-again
             chains.
+        inherits: modules that start with the teacher's weights, such as the neck and head of FGD's
+            students: ``[backbone.fpn, head]``.
     """
 
     task_weight: float = 1.0
@@ -205,6 +207,7 @@ class Arm(_Strict):
     system: Annotated[SystemSpec, BeforeValidator(_named)] | None = None
     starts_from: str | None = None
     learns_from: str | None = None
+    inherits: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _one_way(self) -> "Arm":

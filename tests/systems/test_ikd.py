@@ -16,8 +16,8 @@ from congener.engine import FitConfig, fit, prepare
 from congener.engine.accumulate import accumulated_step
 from congener.errors import RecipeError, ShapeError, StaleCache
 from congener.losses import DetectionKDLoss, FGFILoss, KDLoss
+from congener.ops.adversarial import Attack, attacked
 from congener.systems import IKD, Distillation
-from congener.systems.ikd_attack import Attack, attacked
 from congener.tasks.detection import Detection
 from congener.teachers import TeacherStore, fingerprint
 from congener.types import Batch, Progress, Term

@@ -152,6 +152,31 @@ def test_terms_and_a_weight_beside_a_system_that_takes_them(tmp_path: Path) -> N
             detection(wrong).check()
 
 
+def test_an_arm_inherits_modules_of_its_teacher() -> None:
+    arm = {"terms": [{"loss": "detection_kd"}], "inherits": ["backbone.fpn", "head"]}
+    assembly = detection(arm)
+    assembly.check()
+    teacher, student = assembly.teacher(), assembly.student(1)
+    assert teacher is not None
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    assembly.system("mine", student, teacher)
+    theirs = teacher.state_dict()
+    for name, value in student.state_dict().items():
+        inherited = name.startswith(("backbone.fpn.", "head."))
+        assert torch.equal(value, theirs[name] if inherited else before[name]), name
+    alone = assembly.student(1)
+    assembly.system("alone", alone, teacher)
+    assert all(torch.equal(v, before[name]) for name, v in alone.state_dict().items())
+    for wrong, changes, said in (
+        (["haed"], {}, "no module 'haed'; did you mean 'head'"),
+        (["head"], {"student": {"name": "small_cnn", "widths": [8], "levels": 1}}, "same widths"),
+        (["head"], {"teacher": None}, "no `teacher` whose 'head' could be inherited"),
+    ):
+        arm = {"system": "dml"} if "teacher" in changes else {"terms": [{"loss": "detection_kd"}]}
+        with pytest.raises(RecipeError, match=said):
+            detection(arm | {"inherits": wrong}, **changes).check()
+
+
 def test_what_an_arm_learns_from_is_what_the_other_exports(teacher: Any, tmp_path: Path) -> None:
     sp = {"loss": "sp", "student": "hidden", "teacher": "hidden"}
     arms = {"a": {"system": SIMKD}, "b": {"terms": [sp], "learns_from": "a"}}

@@ -12,12 +12,12 @@ Frequencies are the data's part: the task's augmentation ``sample_specific`` add
 of small objects alone and crops the others.
 
 Adversarial images
-    The teacher's own: the attack climbs its classification loss (:mod:`.ikd_attack`). They are made
-    once for the training images as they are, before training, and kept in a store that several
-    processes build, that goes on after a stop, and that is refused where teacher, data or settings
-    are others; in each step they are moved as the images of the step were. ``online``: made in each
-    step from what the step sees. An image without a label is attacked by what the teacher says
-    about it (ours).
+    The teacher's own: the attack climbs its classification loss, see
+    :mod:`congener.ops.adversarial`. They are made once for the training images as they are, before
+    training, and kept in a store that several processes build, that goes on after a stop, and that
+    is refused where teacher, data or settings are others; in each step they are moved as the images
+    of the step were. ``online``: made in each step from what the step sees. An image without a
+    label is attacked by what the teacher says about it (ours).
 
 One call or two
     Clean and adversarial images go through a network in one call where no layer couples samples,
@@ -47,9 +47,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from congener.errors import RecipeError
 from congener.losses import IKDLoss
 from congener.naming import bind
+from congener.ops.adversarial import Attack, attacked
 from congener.system import AnswerStage, Stage
 from congener.systems.distillation import Distillation
-from congener.systems.ikd_attack import Attack, attacked
 from congener.systems.ikd_levels import paired_levels
 from congener.systems.probe import first_sample, probe
 from congener.taps import Taps

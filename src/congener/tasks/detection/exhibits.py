@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.utils import draw_bounding_boxes
 
+from congener.ops.adversarial import Attack, attacked
 from congener.ops.boxes import box_overlaps
 from congener.taps import still
 from congener.types import Batch, Exhibit, Panel
@@ -67,7 +68,8 @@ def detections(
         networks: by name, as in the report.
 
     Returns:
-        Two exhibits; none where no image is annotated.
+        Two exhibits, with a ``teacher`` a third, of its adversarial images; none where no image is
+        annotated.
     """
     scenes = [_scene(task, place) for place in _telling(task)]
     if not scenes or not networks:
@@ -77,7 +79,7 @@ def detections(
              for name, net in networks.items()}  # fmt: skip
     true = {"truth": [_true_panel(scene, names) for scene in scenes]}
     looks = {name: _attention(task, net, scenes[0]) for name, net in networks.items()}
-    return [
+    shown = [
         Exhibit(
             "What is found",
             "Test images with many objects of differing size: first the truth, then what each "
@@ -94,23 +96,44 @@ def detections(
             {"truth": true["truth"][:1]} | looks,
         ),
     ]
+    if "teacher" in networks:
+        shown.append(_attack(task, networks["teacher"], scenes))
+    return shown
+
+
+def _attack(task: "Detection", teacher: nn.Module, scenes: Sequence[Scene]) -> Exhibit:
+    """What IKD's attack adds to the images that are shown."""
+    batches = [_here(teacher, scene.batch) for scene in scenes]
+
+    def harder(batch: Batch) -> Tensor:
+        def loss(images: Tensor) -> Tensor:
+            said = task.logits(task.call(teacher, batch | {"image": images}))
+            return task.class_loss(said, batch)
+
+        return attacked(batch["image"], loss, batch["index"], seed=0, settings=Attack())
+
+    with still(teacher):
+        after = torch.cat([harder(batch) for batch in batches])
+    before = torch.cat([batch["image"] for batch in batches])
+    mean, std = task.normalisation or ((0.0,), (1.0,))
+    return adversarial(before, after, mean=mean, std=std)
 
 
 def adversarial(
-    images: Tensor, attacked: Tensor, *, mean: Sequence[float], std: Sequence[float]
+    images: Tensor, copies: Tensor, *, mean: Sequence[float], std: Sequence[float]
 ) -> Exhibit:
     """Images, their adversarial copies, and what was added to them, magnified.
 
     Args:
         images: normalised, (images, 3, height, width).
-        attacked: the same after the attack.
+        copies: the same after the attack.
         mean: by which each channel was normalised.
         std: likewise.
     """
-    images, attacked = images[:SHOWN], attacked[:SHOWN]
-    before, after = (_pixels(each, mean, std) for each in (images, attacked))
+    images, copies = images[:SHOWN], copies[:SHOWN]
+    before, after = (_pixels(each, mean, std) for each in (images, copies))
     deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-    added = (attacked - images).detach().float().cpu() * deviation
+    added = (copies - images).detach().float().cpu() * deviation
     most = max(float(added.abs().max()), 1 / 512)
     # The largest power of two with which the largest difference stays within the colours.
     factor = 2.0 ** max(0, math.floor(math.log2(0.5 / most)))
@@ -119,8 +142,8 @@ def adversarial(
     nothing = [""] * len(words)
     return Exhibit(
         "What the attack adds",
-        "Training images, their adversarial copies, and the difference of the two, magnified "
-        f"{factor:g} times around grey.",
+        "Images, their adversarial copies, on which the teacher tells classes worse (the attack of "
+        f"IKD), and the difference of the two, magnified {factor:g} times around grey.",
         {
             "image": _panels(before, nothing),
             "attacked": _panels(after, nothing),

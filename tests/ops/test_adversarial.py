@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as V
 
 from congener.errors import NonFiniteLossError, ShapeError
+from congener.ops.adversarial import Attack, attacked
 from congener.ops.keyed_random import keyed_uniform
-from congener.systems.ikd_attack import Attack, attacked
 
 IDS = torch.tensor([5, 11, 12, 40, 41, 900])
 
