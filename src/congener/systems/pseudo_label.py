@@ -73,18 +73,13 @@ class PseudoLabel(System):
 
 
 class _Labeller:
-    """A teacher that labels and says nothing else."""
+    """A teacher that labels and says nothing else; its network runs as it is."""
 
     def __init__(self, frozen: FrozenTeacher) -> None:
         self.frozen = frozen
 
     def __call__(self, batch: Batch) -> Outputs:
         return Outputs(torch.zeros(len(batch["index"]), 0, device=batch["index"].device))
-
-    @property
-    def networks(self) -> tuple[FrozenTeacher, ...]:
-        """What can be told how to run."""
-        return self.frozen.networks
 
     def to(self, device: torch.device) -> "_Labeller":
         """Move the network to a device."""
