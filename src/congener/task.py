@@ -41,6 +41,8 @@ class Task(ABC):
         augments: whether a training sample looks otherwise in another epoch; ``None``: not known,
             for the data sets are the user's.
         ignore_label: the label of a sample that has none; the task loss skips it.
+        logits_alone: whether the rows of logits hold nothing else, so that a store may round them
+            as what a softmax follows.
         evaluation_batch: so many samples are measured at once, or a training batch, if larger.
     """
 
@@ -52,6 +54,7 @@ class Task(ABC):
     normalisation: tuple[Sequence[float], Sequence[float]] | None = None
     augments: bool | None = None
     ignore_label: int = -100
+    logits_alone: bool = True
     evaluation_batch: int = 256
 
     def labels(self, split: str) -> Tensor | None:

@@ -31,8 +31,8 @@ def test_what_the_teacher_answers_labels_the_others(monkeypatch: pytest.MonkeyPa
     batch = prepared_batch(task, 10)
     unknown = (batch["labels"] == -100).all(1)
     assert unknown.nonzero().flatten().tolist() == [3, 8]
-    boxes = [[1.0, 2, 9, 12], [20.0, 3, 30, 9], [0.0, 0, 5, 5]]
-    sure_of(task, monkeypatch, (boxes, [0.9, 0.5, 0.49], [2, 0, 1]),
+    boxes = [[1.0, 2, 9, 12], [20.0, 3, 30, 9], [0.0, 0, 5, 5], [0.0, 3, 0.5, 9]]
+    sure_of(task, monkeypatch, (boxes, [0.9, 0.5, 0.49, 0.9], [2, 0, 1, 1]),
             (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64)))  # fmt: skip
     system = PseudoLabel(detector(norm=False), detecting_teacher(), task=task)
     seen = system.views(batch, START)

@@ -62,6 +62,11 @@ def fields_of(
         RecipeError: a teacher whose answers about a sample depend on the rest of the batch or on
             chance, or formats that do not fit; texts none of which has an answer.
     """
+    if not teacher.task.logits_alone and (dtype != "fp32" or top_k or sampled):
+        raise RecipeError(
+            "The teacher's logits hold boxes as well, which would be rounded as probabilities; "
+            "keep them as they are: dtype fp32, without top_k and sampled."
+        )
     accelerator = build_accelerator(config or FitConfig(steps=1))
     whole = to_device(at_least(batch, 2 * LEAST), accelerator.device)
     answered = teacher.task.token_mask(whole)

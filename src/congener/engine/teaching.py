@@ -110,6 +110,11 @@ def instruct(
         exact = _asked(teacher, measured)
         with _recorded(networks) as requests:
             _asked(teacher, ranged if way.precision == "int8" else [])
+        if way.precision == "int8" and not all(requests):
+            raise RecipeError(
+                "teacher_precision int8 exports the network as a whole, and this task calls it "
+                "part by part, as detectors are; use bf16."
+            )
         for network, own in zip(networks, requests, strict=True):
             _run_as(network, way, config.precision, own, folder)
         try:

@@ -21,8 +21,9 @@ Adversarial images
 
 One call or two
     Clean and adversarial images go through a network in one call where no layer couples samples,
-    that is without batch normalisation in training; else in two, the adversarial ones first, so
-    that the statistics that stay are the clean ones' (the authors' order).
+    that is without batch normalisation in training; else in two, the adversarial ones first (the
+    authors' order), and running statistics are those of the clean images alone (ours; the authors'
+    are frozen).
 
 Differences from the authors' code
     The feature term is active in the epochs before ``until``, in one run; theirs (JWLiang007/IKD,
@@ -55,12 +56,14 @@ from congener.systems.probe import first_sample, probe
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers import FrozenTeacher
+from congener.teachers.rows import taken
 from congener.types import Batch, Outputs, Progress, StepResult, Term
 
 __all__ = ["IKD"]
 
 ADVERSARIAL = "adversarial"  # the entry of a batch, the term, and the stage
 README = Attack()
+MOST_PIXELS = 16 * 800 * 800  # of the images that are attacked at once; ours
 
 
 @final
@@ -189,7 +192,11 @@ class IKD(Distillation):
         if ADVERSARIAL not in batch:
             return super().observe(batch)
         if _couples(self.student):
+            kept = {name: each.clone() for name, each in self.student.named_buffers()}
             adversarial = super().observe(batch | {"image": batch[ADVERSARIAL]})
+            with torch.no_grad():
+                for name, each in self.student.named_buffers():
+                    each.copy_(kept[name])
             clean = super().observe(batch)
         else:
             clean, adversarial = _halves(super().observe(_doubled(batch)))
@@ -241,6 +248,16 @@ class _Attacker:
         self.frozen, self.attack = frozen, attack
 
     def __call__(self, batch: Batch) -> Outputs:
+        images: Tensor = batch["image"]
+        pixels = images.shape[2] * images.shape[3]
+        with torch.autocast(images.device.type, enabled=False):  # gradients vanish in 16 bits
+            parts = [
+                self._attacked(taken(batch, rows))
+                for rows in torch.split(torch.arange(len(images)), max(1, MOST_PIXELS // pixels))
+            ]
+        return Outputs(torch.cat(parts))
+
+    def _attacked(self, batch: Batch) -> Tensor:
         task, model = self.frozen.task, self.frozen.model
         labelled = task.pseudo_labelled(batch, model.eval())
 
@@ -248,8 +265,7 @@ class _Attacker:
             shown = labelled | {"image": images}
             return task.class_loss(task.logits(task.call(model, shown)), shown)
 
-        images: Tensor = batch["image"]
-        return Outputs(attacked(images, loss, batch["index"], seed=0, settings=self.attack))
+        return attacked(batch["image"], loss, batch["index"], seed=0, settings=self.attack)
 
     def to(self, device: torch.device) -> "_Attacker":
         """Move the network to a device."""

@@ -139,7 +139,8 @@ def sample_specific(
         flip: chance of mirroring; authors' code: 0.5.
         jitter: as of :func:`crop_flip`; authors' code: none.
         until: the first epoch, from 0, without noise and crops; ``None``: none is without. The
-            authors' code: 16 of 24.
+            authors' code: 16 of 24. Where a run keeps a teacher's answers to a few views, epochs
+            are counted anew with each round of them.
     """
     _check(noise=noise, scale=scale, flip=flip, jitter=jitter)
     if not (small >= 0 and sigma >= 0):

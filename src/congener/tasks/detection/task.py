@@ -32,6 +32,8 @@ from .rows import join_rows, split_rows
 __all__ = ["Detection", "Said"]
 
 IGNORE, NOTHING = -100, -1
+MOST_PIXELS = 64 * 320 * 320
+"""Of the images that are measured at once; ours."""
 SURE = 0.5
 """Least score of a pseudo-label; ours."""
 OWN = ("images", "boxes", "labels", "ids", "seed", "epoch")
@@ -78,6 +80,7 @@ class Detection(Task):
 
     metric = "map"
     ignore_label = IGNORE
+    logits_alone = False
     evaluation_batch = 64
 
     def __init__(
@@ -103,6 +106,8 @@ class Detection(Task):
         if divided.teacher is not None:
             splits["teacher"] = divided.teacher
         self.splits = splits
+        pixels = divided.size[0] * divided.size[1]
+        self.evaluation_batch = max(1, min(self.evaluation_batch, MOST_PIXELS // pixels))
         self.detector, self.anchor_scale = detector, anchor_scale
         self.categories, self.size = tuple(divided.class_names), tuple(divided.size)
         self.normalisation = (divided.mean, divided.std)
@@ -194,7 +199,8 @@ class Detection(Task):
         maps = [found] if isinstance(found, Tensor) else list(found.values())
         outputs = model.head(maps)  # type: ignore[operator]
         one = ImageList(images[:1], [self.size])
-        anchors: Tensor = model.anchor_generator(one, maps)[0]  # type: ignore[operator]
+        # Not in the maps' type: bf16 would round places beyond 256 pixels.
+        anchors: Tensor = model.anchor_generator(one, [each.float() for each in maps])[0]  # type: ignore[operator]
         rows = _rows(model, outputs, anchors)
         return Said(rows, maps, outputs, anchors)
 
@@ -231,7 +237,7 @@ class Detection(Task):
         rows = unknown.nonzero().flatten()
         with torch.no_grad():
             found = self.respond(model, {"image": batch["image"][rows]})
-        sure = [{k: v[each["scores"] >= SURE] for k, v in each.items()} for each in found]
+        sure = [{k: v[_sure(each)] for k, v in each.items()} for each in found]
         width = max([batch["labels"].shape[1], *(len(each["labels"]) for each in sure)])
         wider = width - batch["labels"].shape[1]
         boxes = F.pad(batch["boxes"], (0, 0, 0, wider))
@@ -319,6 +325,12 @@ class Detection(Task):
     ) -> Sequence[Exhibit]:
         """What each network finds on some test images, and where it looks; see :mod:`.exhibits`."""
         return detections(self, networks, taps)
+
+
+def _sure(answer: Mapping[str, Tensor]) -> Tensor:
+    """Which boxes may be labels: of a high score, and not flat, as boxes cut by a border can be."""
+    sides = answer["boxes"][:, 2:] - answer["boxes"][:, :2]
+    return (answer["scores"] >= SURE) & (sides >= 1).all(1)
 
 
 def _rows(model: nn.Module, outputs: Mapping[str, Tensor], anchors: Tensor) -> Tensor:
