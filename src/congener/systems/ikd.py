@@ -48,22 +48,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from congener.errors import RecipeError
 from congener.losses import IKDLoss
 from congener.naming import bind
-from congener.ops.adversarial import Attack, attacked
+from congener.ops.adversarial import Attack
 from congener.system import AnswerStage, Stage
 from congener.systems.distillation import Distillation
+from congener.systems.ikd_attacker import Attacker
 from congener.systems.ikd_levels import paired_levels
 from congener.systems.probe import first_sample, probe
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers import FrozenTeacher
-from congener.teachers.rows import taken
 from congener.types import Batch, Outputs, Progress, StepResult, Term
 
 __all__ = ["IKD"]
 
 ADVERSARIAL = "adversarial"  # the entry of a batch, the term, and the stage
 README = Attack()
-MOST_PIXELS = 16 * 800 * 800  # of the images that are attacked at once; ours
 
 
 @final
@@ -149,7 +148,7 @@ class IKD(Distillation):
         self._taps = Taps(student, [*read, *mine])
         asked = [path for bound in self.terms for path in bound.teacher]
         self.teacher = _Both(FrozenTeacher(teacher, task, [*asked, *theirs]), theirs)
-        self._attacker = _Attacker(FrozenTeacher(teacher, task), attack)
+        self._attacker = Attacker(FrozenTeacher(teacher, task), attack)
         self._read: Callable[[Tensor], Tensor] | None = None
 
     def extra_repr(self) -> str:
@@ -236,38 +235,6 @@ class _Both:
         return self.frozen.networks
 
     def to(self, device: torch.device) -> "_Both":
-        """Move the network to a device."""
-        self.frozen.to(device)
-        return self
-
-
-class _Attacker:
-    """Answers with the adversarial images of a prepared batch, as its ``logits``."""
-
-    def __init__(self, frozen: FrozenTeacher, attack: Attack) -> None:
-        self.frozen, self.attack = frozen, attack
-
-    def __call__(self, batch: Batch) -> Outputs:
-        images: Tensor = batch["image"]
-        pixels = images.shape[2] * images.shape[3]
-        with torch.autocast(images.device.type, enabled=False):  # gradients vanish in 16 bits
-            parts = [
-                self._attacked(taken(batch, rows))
-                for rows in torch.split(torch.arange(len(images)), max(1, MOST_PIXELS // pixels))
-            ]
-        return Outputs(torch.cat(parts))
-
-    def _attacked(self, batch: Batch) -> Tensor:
-        task, model = self.frozen.task, self.frozen.model
-        labelled = task.pseudo_labelled(batch, model.eval())
-
-        def loss(images: Tensor) -> Tensor:
-            shown = labelled | {"image": images}
-            return task.class_loss(task.logits(task.call(model, shown)), shown)
-
-        return attacked(batch["image"], loss, batch["index"], seed=0, settings=self.attack)
-
-    def to(self, device: torch.device) -> "_Attacker":
         """Move the network to a device."""
         self.frozen.to(device)
         return self

@@ -70,7 +70,7 @@ def test_large_images_are_attacked_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     seen: list[int] = []
     call = task.call
     monkeypatch.setattr(task, "call", lambda net, b: seen.append(len(b["image"])) or call(net, b))
-    monkeypatch.setattr("congener.systems.ikd.MOST_PIXELS", 4 * 32 * 32)
+    monkeypatch.setattr("congener.systems.ikd_attacker.MOST_PIXELS", 4 * 32 * 32)
     pieces = system.views(batch, START)["adversarial"]
     assert set(seen) == {4, 2}
     assert ((pieces - whole).abs() > 1e-5).float().mean() < 0.01  # a sign may turn
