@@ -37,7 +37,8 @@ What is exported
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -191,11 +192,8 @@ class IKD(Distillation):
         if ADVERSARIAL not in batch:
             return super().observe(batch)
         if _couples(self.student):
-            kept = {name: each.clone() for name, each in self.student.named_buffers()}
-            adversarial = super().observe(batch | {"image": batch[ADVERSARIAL]})
-            with torch.no_grad():
-                for name, each in self.student.named_buffers():
-                    each.copy_(kept[name])
+            with _statistics_kept(self.student):
+                adversarial = super().observe(batch | {"image": batch[ADVERSARIAL]})
             clean = super().observe(batch)
         else:
             clean, adversarial = _halves(super().observe(_doubled(batch)))
@@ -238,6 +236,19 @@ class _Both:
         """Move the network to a device."""
         self.frozen.to(device)
         return self
+
+
+@contextmanager
+def _statistics_kept(network: nn.Module) -> Iterator[None]:
+    """For a while batch normalisation goes by the batch and leaves its running statistics alone."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def _couples(network: nn.Module) -> bool:
