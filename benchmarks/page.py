@@ -19,6 +19,7 @@ UNITS = {
     "excess_us": " µs more", "faults": " page faults", "memory_ratio": " × the memory",
     "memory_mb": " MB", "seconds": " s", "mb_per_second": " MB/s", "size_ratio": " × the size",
 }  # fmt: skip
+OF_LANGUAGE = ("bench_generation", "bench_tokens")
 AT_LEAST = {"mb_per_second"}
 
 
@@ -49,8 +50,9 @@ def _row(each: Line) -> str:
             found.append(f"{each[key]:.4g}{unit}")
             goals.append(f"{'≥' if key in AT_LEAST else '≤'} {each[f'{key}_goal']:g}")
     if "ratio_to_peer" in each:
+        peer = "TRL" if each.get("bench") in OF_LANGUAGE else "torchdistill"
         same = "" if each["same_as_peer"] else ", which computes another number"
-        found.append(f"{each['ratio_to_peer']:.3g} of torchdistill's{same}")
+        found.append(f"{each['ratio_to_peer']:.3g} of {peer}'s{same}")
     if not found and "seconds" in each:
         found.append(f"{each['seconds']:.3g} s")
     if "error" in each:
