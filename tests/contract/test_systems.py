@@ -184,7 +184,7 @@ def test_a_system_says_why_its_teacher_must_be_live() -> None:
         if reason:
             assert reason[0].islower()
             assert reason[-1] != "."
-            live |= {name if isinstance(system, Distillation) else type(system).__name__}
+            live |= {name if type(system) is Distillation else type(system).__name__}
     assert live == LIVE
 
 
