@@ -54,7 +54,7 @@ from congener.system import AnswerStage, Stage
 from congener.systems.distillation import Distillation
 from congener.systems.ikd_attacker import Attacker
 from congener.systems.ikd_levels import paired_levels
-from congener.systems.probe import first_sample, probe
+from congener.systems.probe import first_sample
 from congener.taps import Taps
 from congener.task import Task
 from congener.teachers import FrozenTeacher
@@ -140,15 +140,14 @@ class IKD(Distillation):
         if not online:
             sample = first_sample(task)
             task.moved(sample["image"], sample)  # so that who cannot move them says so now
-        said = probe(student, task, mine).features, probe(teacher, task, theirs).features
         self.alignments = nn.ModuleList(
-            IKDLoss(said[0][a].shape[1], said[1][b].shape[1], alpha=alpha)
-            for a, b in zip(mine, theirs, strict=True)
+            IKDLoss(a.shape[1], b.shape[1], alpha=alpha)
+            for a, b in zip(mine.values(), theirs.values(), strict=True)
         )
         read = [path for bound in self.terms for path in bound.student]
         self._taps = Taps(student, [*read, *mine])
         asked = [path for bound in self.terms for path in bound.teacher]
-        self.teacher = _Both(FrozenTeacher(teacher, task, [*asked, *theirs]), theirs)
+        self.teacher = _Both(FrozenTeacher(teacher, task, [*asked, *theirs]), self.teacher_levels)
         self._attacker = Attacker(FrozenTeacher(teacher, task), attack)
         self._read: Callable[[Tensor], Tensor] | None = None
 

@@ -22,8 +22,8 @@ def paired_levels(
     student_levels: Sequence[str] | None,
     teacher_levels: Sequence[str] | None,
     task: Task,
-) -> tuple[list[str], list[str]]:
-    """The taps of the student's levels and of the teacher's, one for each.
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """The student's levels and the teacher's, one for each: their maps of a sample, by tap.
 
     Args:
         student: a detector.
@@ -37,10 +37,7 @@ def paired_levels(
         ShapeError: another number of levels, or maps of other sizes; both tables are shown.
     """
     sides = ("student", student, student_levels), ("teacher", teacher, teacher_levels)
-    found = [_levels(*side) for side in sides]
-    maps = [
-        probe(net, task, paths).features for (_, net, _), paths in zip(sides, found, strict=True)
-    ]
+    maps = [probe(side[1], task, _levels(*side)).features for side in sides]
     for side, seen in zip(("student", "teacher"), maps, strict=True):
         for path, value in seen.items():
             if value.dim() != 4:
@@ -55,7 +52,7 @@ def paired_levels(
             f"The levels of the two pyramids differ: the student's are {tables[0]}; the teacher's "
             f"are {tables[1]}. {_nearest(*maps)}"
         )
-    return found[0], found[1]
+    return maps[0], maps[1]
 
 
 def _levels(side: str, network: nn.Module, given: Sequence[str] | None) -> list[str]:

@@ -2,9 +2,12 @@
 
 from typing import NamedTuple, TypedDict
 
+import torch
+from torch import Tensor
+
 from congener.errors import DataError
 
-__all__ = ["Parts", "PartsOptions", "divide_positions"]
+__all__ = ["Parts", "PartsOptions", "divide_positions", "kept_labels"]
 
 
 class PartsOptions(TypedDict, total=False):
@@ -83,3 +86,21 @@ def divide_positions(
         train=slice(start, stop),
         test=None if holdout is None else slice(end, count),
     )
+
+
+def kept_labels(present: Tensor, unknown: Tensor, labelled: int, *, seed: int) -> Tensor:
+    """The positions of so many samples that keep their labels, (labelled,).
+
+    They are the first of a fixed random order in which the first sample of every class comes before
+    all others, and those without a label come last.
+
+    Args:
+        present: which classes each sample has, (samples, classes).
+        unknown: which samples have no label, (samples,).
+        labelled: how many keep theirs.
+        seed: of the order.
+    """
+    order = torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))
+    there = present[order]
+    leads = (there & (there.cumsum(0) == 1)).any(1)
+    return order[torch.argsort(~leads + unknown[order].int(), stable=True)[:labelled]]

@@ -20,8 +20,6 @@ from congener.ops.checks import check_choice
 
 __all__ = ["Maps", "Pyramid", "small_cnn", "timm_body", "torchvision_body"]
 
-NORMS = ("batch", "frozen", "group", "none")
-
 
 class Maps(nn.Module):
     """The maps of a body, from fine to coarse, by their numbers.
@@ -38,9 +36,7 @@ class Maps(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The maps of images (batch, channels, height, width)."""
-        found = self.body(images)
-        maps = found.values() if isinstance(found, Mapping) else found
-        return OrderedDict((str(level), each) for level, each in enumerate(maps))
+        return _by_level(self.body(images))
 
 
 class Pyramid(nn.Module):
@@ -61,12 +57,14 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The levels of images (batch, channels, height, width), by their names."""
-        found = self.body(images)
-        maps = found.values() if isinstance(found, Mapping) else found
-        levels: dict[str, Tensor] = self.fpn(
-            OrderedDict((str(level), each) for level, each in enumerate(maps))
-        )
+        levels: dict[str, Tensor] = self.fpn(_by_level(self.body(images)))
         return levels
+
+
+def _by_level(found: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
+    """The maps of a body by their numbers, from fine to coarse."""
+    maps = found.values() if isinstance(found, Mapping) else found
+    return OrderedDict((str(level), each) for level, each in enumerate(maps))
 
 
 def small_cnn(

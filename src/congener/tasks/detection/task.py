@@ -257,7 +257,7 @@ class Detection(Task):
         classes = split_rows(logits).classes.float()
         chances = classes.softmax(2)[..., 1:] if self.detector == "ssdlite" else classes.sigmoid()
         labels = batch["labels"]
-        real = (labels >= 0) & ~batch["crowd"]
+        real = _real(batch)
         first = labels.gather(1, real.int().argmax(1, keepdim=True)).squeeze(1)
         return chances.amax(1), first.masked_fill(~real.any(1), IGNORE)
 
@@ -295,8 +295,7 @@ class Detection(Task):
 
     def objects(self, batch: Batch) -> list[Tensor]:
         """The true boxes of each image of a prepared batch, (boxes, 4); none where not known."""
-        real = (batch["labels"] >= 0) & ~batch["crowd"]
-        return [boxes[known] for boxes, known in zip(batch["boxes"], real, strict=True)]
+        return [boxes[known] for boxes, known in zip(batch["boxes"], _real(batch), strict=True)]
 
     def at_objects(self, feature: Tensor, batch: Batch) -> Tensor:
         """The mean of a map over each true box; images that are not annotated have none."""
@@ -325,6 +324,12 @@ class Detection(Task):
     ) -> Sequence[Exhibit]:
         """What each network finds on some test images, and where it looks; see :mod:`.exhibits`."""
         return detections(self, networks, taps)
+
+
+def _real(batch: Batch) -> Tensor:
+    """Which rows of boxes hold an object, (batch, objects); a crowd is none."""
+    real: Tensor = (batch["labels"] >= 0) & ~batch["crowd"]
+    return real
 
 
 def _sure(answer: Mapping[str, Tensor]) -> Tensor:

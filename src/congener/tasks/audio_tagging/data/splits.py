@@ -9,7 +9,7 @@ from torch import Tensor
 
 from congener.errors import DataError
 from congener.tasks.in_memory import InMemory
-from congener.tasks.parts import PartsOptions, divide_positions
+from congener.tasks.parts import PartsOptions, divide_positions, kept_labels
 
 __all__ = [
     "ClipDataset",
@@ -189,11 +189,7 @@ def _check(what: str, clips: ClipDataset, tags: int) -> None:
 
 def _keep_labels(labels: Tensor, labelled: int) -> Tensor:
     """The labels with those of all but ``labelled`` clips replaced by -100."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    positive = labels[order] == 1
-    leads = (positive & (positive.cumsum(0) == 1)).any(1)
-    unknown = (labels[order] == IGNORE).all(1)
-    chosen = order[torch.argsort(~leads + unknown.int(), stable=True)[:labelled]]
+    chosen = kept_labels(labels == 1, (labels == IGNORE).all(1), labelled, seed=0)
     kept = torch.full_like(labels, IGNORE)
     kept[chosen] = labels[chosen]
     return kept

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from congener.errors import DataError
 from congener.tasks.in_memory import InMemory
-from congener.tasks.parts import PartsOptions, divide_positions
+from congener.tasks.parts import PartsOptions, divide_positions, kept_labels
 from congener.types import Batch
 
 __all__ = [
@@ -341,11 +341,8 @@ def _present(scenes: Scenes | SceneFiles, classes: int) -> Bool[Tensor, "images 
 
 def _keep_annotations(scenes: Scenes | SceneFiles, labelled: int, classes: int) -> None:
     """Take the annotations from all but ``labelled`` images, in tensors of their own."""
-    order = torch.randperm(len(scenes), generator=torch.Generator().manual_seed(ORDER))
-    present = _present(scenes, classes)[order]
-    leads = (present & (present.cumsum(0) == 1)).any(1)
-    unknown = (scenes.labels[order] == IGNORE).all(1)
-    chosen = order[torch.argsort(~leads + unknown.int(), stable=True)[:labelled]]
+    unknown = (scenes.labels == IGNORE).all(1)
+    chosen = kept_labels(_present(scenes, classes), unknown, labelled, seed=ORDER)
     lost = torch.ones(len(scenes), dtype=torch.bool)
     lost[chosen] = False
     scenes.labels = scenes.labels.masked_fill(lost[:, None], IGNORE)
