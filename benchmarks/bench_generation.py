@@ -5,8 +5,10 @@ python benchmarks/bench_generation.py [words]
 A teacher of 135 million weights and a student of 19. They are random, with a flat law, and so is
 the rank of a student's token among the teacher's: ``top_k`` is the acceptance times the vocabulary.
 What is compared gives the same tokens, but for ``generate``, which draws with numbers of its own.
+A single row is three texts, one after another: of one alone, luck decides how much is accepted.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +20,8 @@ from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCa
 from congener.generation import Sampling, accepted, draw, interleave, interleave_sequential
 from congener.ops.keyed_random import keyed_uniform
 
-VOCABULARY, PROMPT, NEW = 49152, 16, 48
+VOCABULARY, PROMPT, NEW = 49152, 16, 64
+TEXTS = 3
 PLAIN = Sampling()
 
 
@@ -26,7 +29,11 @@ class Given(NamedTuple):
     student: nn.Module
     teacher: nn.Module
     prompt: Tensor
+    index: Tensor
     top_k: int
+
+
+Sampler = Callable[[Given], list[Tensor]]
 
 
 def network(width: int, layers: int, heads: int, groups: int, inner: int) -> nn.Module:
@@ -42,15 +49,25 @@ def network(width: int, layers: int, heads: int, groups: int, inner: int) -> nn.
 def given(acceptance: float, rows: int) -> Given:
     torch.manual_seed(0)
     student, teacher = network(256, 8, 4, 4, 768), network(576, 30, 9, 3, 1536)
-    prompt = torch.randint(1, VOCABULARY, (rows, PROMPT))
-    return Given(student, teacher, prompt, round(acceptance * VOCABULARY))
+    texts = TEXTS if rows == 1 else rows
+    prompt = torch.randint(1, VOCABULARY, (texts, PROMPT))
+    return Given(student, teacher, prompt, torch.arange(texts), round(acceptance * VOCABULARY))
+
+
+def alone(sampler: Sampler, given: Given) -> list[Tensor]:
+    """Its texts one after another."""
+    found = [
+        sampler(given._replace(prompt=prompt[None], index=index[None]))
+        for prompt, index in zip(given.prompt, given.index, strict=True)
+    ]
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
 def with_block(block: Any, given: Given, sampler: Any = interleave) -> list[Tensor]:
     rows = len(given.prompt)
     written = sampler(
         given.student, given.teacher, given.prompt, torch.full((rows,), PROMPT),
-        index=torch.arange(rows), seed=0, step=0, top_k=given.top_k, student_sampling=PLAIN,
+        index=given.index, seed=0, step=0, top_k=given.top_k, student_sampling=PLAIN,
         teacher_sampling=PLAIN, max_new_tokens=NEW, eos=None, pad=0, block=block,
         keep_logits=True,
     )  # fmt: skip
@@ -61,7 +78,7 @@ def with_block(block: Any, given: Given, sampler: Any = interleave) -> list[Tens
 def token_by_token(given: Given) -> list[Tensor]:
     """Both networks read each token, with caches."""
     rows = len(given.prompt)
-    uniform = keyed_uniform(torch.arange(rows), seed=0, epoch=0, count=2 * NEW).view(rows, NEW, 2)
+    uniform = keyed_uniform(given.index, seed=0, epoch=0, count=2 * NEW).view(rows, NEW, 2)
     caches = [DynamicCache(config=model.config) for model in given[:2]]
     fresh, tokens, kept = given.prompt, [], []
     for place in range(NEW):
@@ -114,6 +131,10 @@ def of_own_texts(given: Given) -> list[Tensor]:
     return [tokens * 0, logits[:0]]
 
 
+def by(sampler: Sampler, rows: int) -> Sampler:
+    return partial(alone, sampler) if rows == 1 else sampler
+
+
 def rows_of(count: int) -> str:
     return "one row" if count == 1 else f"{count} rows"
 
@@ -124,8 +145,8 @@ BENCHES = [
     Comparison(
         name=f"interleaved sampling, {acceptance:.0%} accepted, {rows_of(rows)}",
         inputs=partial(given, acceptance, rows),
-        plain=token_by_token,
-        ours=partial(with_block, "adaptive"),
+        plain=by(token_by_token, rows),
+        ours=by(partial(with_block, "adaptive"), rows),
         goal=goal,
         rounds=3,
         rtol=1e-4,
@@ -135,8 +156,8 @@ BENCHES = [
     Comparison(
         name="interleaved sampling, 90% accepted, one row, against no cache",
         inputs=partial(given, 0.9, 1),
-        plain=partial(with_block, 1, sampler=interleave_sequential),
-        ours=partial(with_block, "adaptive"),
+        plain=by(partial(with_block, 1, sampler=interleave_sequential), 1),
+        ours=by(partial(with_block, "adaptive"), 1),
         goal=1 / 8,
         rounds=3,
         rtol=1e-4,

@@ -37,6 +37,7 @@ class Reader:
         self.calls = 0
         self.longest = 0
         self._cache: Any = None
+        self._unread: tuple[Tensor, Tensor] | None = None
         parameters = inspect.signature(model.forward).parameters
         named = {"position_ids", "past_key_values", "attention_mask", "use_cache"}
         if not named <= set(parameters) and not _any_name(parameters.values()):
@@ -53,24 +54,37 @@ class Reader:
                 _FORGETS.discard(model)
                 raise
 
-    def read(
-        self, tokens: Tensor, positions: Tensor, alive: Tensor | None, *, last: bool = False
-    ) -> Tensor:
+    def begin(self, tokens: Tensor, positions: Tensor) -> None:
+        """Tokens to be read before those of the next call, in one pass with them.
+
+        Args:
+            tokens: (rows, before).
+            positions: of each in its text, (rows, before).
+        """
+        self._unread = tokens, positions
+
+    def read(self, tokens: Tensor, positions: Tensor, alive: Tensor | None) -> Tensor:
         """Read further tokens, (rows, n).
 
         Args:
             tokens: (rows, n).
             positions: of each in its text, (rows, n).
             alive: which slots count, the new ones included, (rows, slots + n); None: all.
-            last: only the last token's logits are needed.
 
         Returns:
-            logits, (rows, n or 1, vocab).
+            their logits, (rows, n, vocab).
 
         Raises:
             TypeError: a network whose cache cannot forget.
         """
         self.calls += 1
+        wanted = tokens.shape[1]
+        if self._unread is not None:
+            before, self._unread = self._unread, None
+            tokens, positions = (
+                torch.cat([before[0], tokens], 1),
+                torch.cat([before[1], positions], 1),
+            )
         slots = 0 if self._cache is None else self._cache.get_seq_length()
         result = self.model(
             input_ids=tokens,
@@ -78,12 +92,12 @@ class Reader:
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
-            **({"logits_to_keep": 1} if last and self._keeps_last else {}),
+            **({"logits_to_keep": wanted} if self._keeps_last else {}),
         )
         self._cache = getattr(result, "past_key_values", None)
         for layer in getattr(self._cache, "layers", (None,)):
             _check_layer(self.model, layer, slots + tokens.shape[1], self.longest)
-        logits: Tensor = result.logits
+        logits: Tensor = result.logits[:, -wanted:]
         return logits
 
     def change(self, alter: Callable[[Tensor], Tensor]) -> None:
@@ -108,10 +122,11 @@ def check_writes(model: nn.Module) -> None:
 class Slots:
     """Which slots of the caches hold a token of the text; readers share them.
 
-    Before and after each block the readers have read every token but the last.
+    Before and after each block the readers have read every token but the last; the prompts they
+    read with the first block, whose padding is a hole.
 
     Args:
-        readers: they read the prompts now.
+        readers: they are to read the prompts.
         texts: whose prompts.
         rows: which of them are to be written on.
     """
@@ -125,9 +140,8 @@ class Slots:
         self._whole = bool(self._alive.all())
         for reader in readers:
             reader.longest = int(texts.limit[rows].max()) if len(rows) else 0
-            # Padding stands behind a prompt, where no token of it looks; later it is a hole.
             if self._alive.numel():
-                reader.read(texts.tokens[rows, :count], positions, None, last=True)
+                reader.begin(texts.tokens[rows, :count], positions)
 
     def with_new(self, count: int) -> Tensor | None:
         """Which slots count after reading ``count`` tokens more, (rows, slots); None: all."""
