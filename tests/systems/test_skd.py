@@ -1,6 +1,9 @@
 """SKD: whose texts it learns from, what it asks the teacher, and how it averages."""
 
+import dataclasses
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +95,7 @@ def sequential(system: SKD, batch: Batch, row: int, *, step: int = 3, top_k: int
     return written.tokens[0, : int(written.length[0])].tolist()
 
 
-@pytest.mark.parametrize("block", [1, 5, "adaptive"])
+@pytest.mark.parametrize("block", [1, 5, "adaptive", {"shape": "linear", "start": 1, "end": 6}])
 def test_texts_are_those_of_the_sequential_rule(block: Any) -> None:
     system = build(top_k=2, writing=PLAIN | {"block": block})
     batch = batch_of(system.task)
@@ -560,6 +563,11 @@ def test_any_loss_of_tokens(given: Any, kind: str) -> None:
         ({"loss": "sp"}, RecipeError, "There is no loss of token logits named 'sp'; "),
         ({"loss": SPLoss(reduction="sum")}, RecipeError, "must have the reduction 'mean' to begin"),
         ({"writing": {"block": 0}}, RecipeError, "block must be a number of tokens, at least 1, n"),
+        ({"writing": {"block": {"end": -2}}}, RecipeError, "block must be finite, at least 0, n"),
+        ({"writing": {"stop": "x"}}, RecipeError, "The argument .stop. of the part .writing. is"),
+        ({"writing": {"stop": ["x"]}}, RecipeError, "the tiny vocabulary makes no tokens of text;"),
+        ({"writing": {"stop": [[9]]}}, RecipeError, r"stop holds \[9\]; expected a string, or ids"),
+        ({"writing": {"stop": [[]]}}, RecipeError, r"stop holds \[\]; expected .*, at least one."),
         ({"writing": {"max_new_tokens": 0}}, RecipeError, "max_new_tokens must be a number of tok"),
         ({"writing": {"coin": "epoch"}}, RecipeError, "'coin' of the part 'writing' is 'epoch'"),
         ({"writing": {"student_top_p": 0.0}}, ValueError, "top_p must be in"),
@@ -586,6 +594,44 @@ def test_writing_is_checked_without_a_recipe_too() -> None:
     for wrong in (True, 2.0):
         with pytest.raises(RecipeError, match=f"block must be .*, not {wrong}"):
             Writing(block=wrong)
+
+
+def test_a_schedule_gives_the_length_of_drafts() -> None:
+    def calls(block: Any, step: int) -> int:
+        system = build(top_k=WORDS, writing=PLAIN | {"block": block})
+        with counted(system.teacher.network) as seen:
+            system.views(batch_of(system.task), Progress(step, 101, 0))
+        return len(seen)
+
+    rising = {"shape": "linear", "end": 3}
+    for step, block in ((0, 1), (50, 2), (100, 3)):
+        assert calls(rising, step) == calls(block, step)
+    assert calls(1, 0) > calls(3, 0)
+
+
+@pytest.mark.parametrize("block", [1, 2, 5, "adaptive"])
+@pytest.mark.parametrize("text", ["skd", "student", "teacher"])
+def test_a_stop_ends_a_text_wherever_a_block_ends(block: Any, text: Any) -> None:
+    free = build(top_k=2, text=text, writing=PLAIN | {"block": block})
+    batch = batch_of(free.task)
+    whole = responses(free.views(batch, NOW))
+    pairs = Counter(pair for words in whole for pair in itertools.pairwise(words))
+    (first, second), _ = pairs.most_common(1)[0]
+    as_text = TextTask()
+    known = {"encode": lambda given: [int(word) for word in given]}
+    as_text.vocabulary = dataclasses.replace(as_text.vocabulary, **known)
+    for task, stop in ((TextTask(), [[first, second]]), (as_text, [f"{first}{second}"])):
+        stopped = build(task, top_k=2, text=text, writing=PLAIN | {"block": block, "stop": stop})
+        found = responses(stopped.views(batch, NOW))
+        assert found == [_up_to(words, [first, second]) for words in whole]
+    assert found != whole
+
+
+def _up_to(words: list[int], stop: list[int]) -> list[int]:
+    for end in range(len(stop), len(words) + 1):
+        if words[end - len(stop) : end] == stop:
+            return words[:end]
+    return words
 
 
 def test_batches_without_prompts_are_refused() -> None:

@@ -145,6 +145,8 @@ class SKD(System):
         self.term_weights = weights_of(term_weights)
         self.loss = token_loss(loss)
         _check(student, teacher, task, text)
+        if text != "data":
+            writing.stops(task.vocabulary)  # type: ignore[attr-defined]  # so that it refuses now
         self.student, self.task = student, task
         self.teacher = _teacher(text, teacher, task, asked=self.term_weights["kd"] > 0)
         self._proposed: Tensor | None = None
@@ -198,7 +200,7 @@ class SKD(System):
                 self.task,
                 writing=self.writing,
                 top_k=round(at(self.top_k, progress)),
-                step=progress.step,
+                progress=progress,
                 keep_logits=author is not None and author.asked,
             )
         if self.text == "skd":

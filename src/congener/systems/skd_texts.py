@@ -4,6 +4,7 @@ Draws are functions of the step, the sample and the position alone (:mod:`congen
 a text is the same in any batch, in pieces, over processes and after a resume.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from congener.errors import RecipeError
 from congener.generation import Sampling, Written, generate, interleave
 from congener.ops.checks import check_choice
-from congener.systems.skd_options import number
+from congener.schedules import Schedule
+from congener.systems.skd_options import at, number, scheduled
 from congener.taps import bare
 from congener.task import Task
 from congener.teachers import FrozenTeacher
 from congener.teachers.rows import taken
-from congener.types import Batch, Outputs
+from congener.types import Batch, Outputs, Progress
 
 __all__ = ["Author", "Text", "Writing", "owners", "rewritten", "write"]
 
@@ -42,8 +44,11 @@ class Writing:
         teacher_temperature: likewise of the teacher, whose own logits decide what is accepted.
         teacher_top_p: likewise.
         max_new_tokens: length of a text without its prompt, at most; default: as the task says.
-        block: tokens that the student drafts before the teacher looks at them together, or
-            ``"adaptive"``: as pays. It changes the seconds, and not the texts.
+        block: tokens that the student drafts before the teacher looks at them together; a number, a
+            schedule that gives it, or ``"adaptive"``: as pays. It changes the seconds, and not the
+            texts.
+        stop: what ends a text beside its end token and stays in it: token ids, or strings, which
+            end it where it has the very tokens that the tokenizer makes of them.
         coin: falls for each ``"sample"`` or for a whole ``"batch"``, where only a share is written.
 
     Raises:
@@ -56,19 +61,55 @@ class Writing:
     teacher_temperature: float = 0.2
     teacher_top_p: float = 0.5
     max_new_tokens: int | None = None
-    block: int | Literal["adaptive"] = 5
+    block: int | Schedule | Mapping[str, Any] | Literal["adaptive"] = 5
+    stop: Sequence[str | Sequence[int]] = ()
     coin: Literal["sample", "batch"] = "sample"
 
     def __post_init__(self) -> None:
         check_choice("coin", self.coin, ("sample", "batch"))
-        for name, length in (("max_new_tokens", self.max_new_tokens), ("block", self.block)):
-            fits = length in (None, "adaptive") or (isinstance(length, int) and length >= 1)
-            if not fits or isinstance(length, bool) or (name, length) == ("block", None):
-                raise RecipeError(f"{name} must be a number of tokens, at least 1, not {length!r}.")
+        if isinstance(self.block, Schedule | Mapping):
+            scheduled("block", self.block)
+        elif self.block != "adaptive":
+            _check_length("block", self.block)
+        if self.max_new_tokens is not None:
+            _check_length("max_new_tokens", self.max_new_tokens)
         for who in ("student", "teacher"):
             for name in (f"{who}_temperature", f"{who}_top_p"):
                 number(name, getattr(self, name))
         _ = self.student, self.teacher  # they refuse what cannot be
+
+    def block_at(self, progress: Progress) -> int | Literal["adaptive"]:
+        """The length of drafts at some point of the training, at least 1."""
+        if self.block == "adaptive":
+            return "adaptive"
+        return max(1, round(at(scheduled("block", self.block), progress)))
+
+    def stops(self, vocabulary: Any) -> list[list[int]]:
+        """The tokens of each ``stop``.
+
+        Raises:
+            RecipeError: a string where no tokenizer is known, nothing, or an unknown token.
+        """
+        if isinstance(self.stop, str) or not isinstance(self.stop, Sequence):
+            raise RecipeError(f"stop must be a list of strings or of token ids, not {self.stop!r}.")
+        found = []
+        for given in self.stop:
+            if isinstance(given, str) and vocabulary.encode is None:
+                raise RecipeError(
+                    f"stop={given!r} is text, and {vocabulary.name} makes no tokens of text; give "
+                    "the ids of its tokens."
+                )
+            words = vocabulary.encode(given) if isinstance(given, str) else given
+            known = isinstance(words, Sequence) and all(
+                isinstance(word, int) and 0 <= word < vocabulary.size for word in words
+            )
+            if not known or not words:
+                raise RecipeError(
+                    f"stop holds {given!r}; expected a string, or ids among the {vocabulary.size} "
+                    f"of {vocabulary.name}, at least one."
+                )
+            found.append(list(words))
+        return found
 
     @property
     def student(self) -> Sampling:
@@ -79,6 +120,11 @@ class Writing:
     def teacher(self) -> Sampling:
         """How the teacher draws."""
         return Sampling(self.teacher_temperature, self.teacher_top_p)
+
+
+def _check_length(name: str, tokens: Any) -> None:
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise RecipeError(f"{name} must be a number of tokens, at least 1, not {tokens!r}.")
 
 
 class Author:
@@ -133,7 +179,7 @@ def write(
     *,
     writing: Writing,
     top_k: int,
-    step: int,
+    progress: Progress,
     keep_logits: bool,
 ) -> Written:
     """Write an answer to each prompt of a batch, without gradient.
@@ -146,7 +192,7 @@ def write(
         task: whose batch it is.
         writing: how.
         top_k: a token of the student's stays where it is among so many of the teacher's likeliest.
-        step: of the training, which the draws follow.
+        progress: of the training; the draws follow its step.
         keep_logits: keep what the teacher says of each token while it reads or writes.
     """
     lengths = batch["prompt"]
@@ -154,11 +200,12 @@ def write(
     options: dict[str, Any] = {
         "index": batch["index"],
         "seed": 0,
-        "step": step,
+        "step": progress.step,
         "max_new_tokens": writing.max_new_tokens or task.max_new_tokens,
         "eos": task.vocabulary.eos,
         "pad": task.vocabulary.pad,
         "vocabulary": task.vocabulary.size,
+        "stop": writing.stops(task.vocabulary),
     }
     # What is compiled would be compiled anew for each length.
     compiled = bare(student)._compiled_call_impl is not None
@@ -171,7 +218,8 @@ def write(
             prompt,
             lengths,
             top_k=0 if text == "teacher" else top_k,
-            block="adaptive" if text == "teacher" else writing.block,  # then it writes alone
+            # A teacher writes alone.
+            block="adaptive" if text == "teacher" else writing.block_at(progress),
             student_sampling=writing.student,
             teacher_sampling=writing.teacher,
             keep_logits=keep_logits,

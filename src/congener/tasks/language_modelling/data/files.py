@@ -85,7 +85,7 @@ class _Words:
         size = 1 + max(self.tokenizer.get_vocab().values())  # there may be holes
         return Vocabulary(
             size, self.eos, pad_of(self.tokenizer),
-            self.tokenizer.decode, f"the tokenizer {Path(self.name).name}",
+            self.tokenizer.decode, f"the tokenizer {Path(self.name).name}", self._plain,
         )  # fmt: skip
 
     def pair(self, prompt: str, response: str | None) -> tuple[list[int], list[int]]:

@@ -29,6 +29,7 @@ class Vocabulary:
         pad: fills what is shorter; it is never looked at, and may be ``eos``.
         decode: the text that some tokens are.
         name: whose it is, for messages.
+        encode: the tokens that a text by itself is, where that is known.
     """
 
     size: int
@@ -36,6 +37,7 @@ class Vocabulary:
     pad: int
     decode: Callable[[Sequence[int]], str]
     name: str
+    encode: Callable[[str], list[int]] | None = None
 
     def __post_init__(self) -> None:
         for what, token in (("end", self.eos), ("padding", self.pad)):
