@@ -13,10 +13,11 @@ since the last checkpoint.
 """
 
 import json
+import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -340,6 +341,7 @@ class _Runner:
             **self._cost(teacher),
             metric: [result["metrics"][metric]] * times,
             "best": [result["best"][metric]] * times,
+            "metrics": _figures([result] * times),
             "trained": 1,
             "task_weight": 1.0,
             "terms": [],
@@ -359,6 +361,7 @@ class _Runner:
             **self.student_costs[size],
             metric: [result["metrics"][metric] for result in results],
             "best": [result["best"][metric] for result in results],
+            "metrics": _figures(results),
             "task_weight": described.task_weight,
             "terms": [
                 {
@@ -419,6 +422,15 @@ def _measure(model: nn.Module, task: Task, config: FitConfig) -> dict[str, float
     accelerator = build_accelerator(config.model_copy(update={"precision": "fp32"}))
     model = model.to(accelerator.device)
     return evaluate(model, task, task.splits["test"], accelerator, batch_size=512)
+
+
+def _figures(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """All that the last evaluation measured, one value a seed, where each seed has a number."""
+    every: dict[str, list[float]] = {
+        name: [result["metrics"].get(name, math.nan) for result in results]
+        for name in results[0]["metrics"]
+    }
+    return {name: values for name, values in every.items() if all(map(math.isfinite, values))}
 
 
 def _comparisons(arms: dict[str, Any], metric: str, *, higher: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tests.systems.tiny import TinyData, TinyTask, student_net, teacher_net
 from tests.trajectory.processes import in_two_processes
 from torch import Tensor, nn
 
-from congener.engine import FitConfig, prepare
+from congener.engine import FitConfig, asking, prepare
 from congener.engine.stages import check_stage, stage_path
 from congener.errors import DataError, StaleCache
 from congener.runlog import RunLog
@@ -133,6 +133,24 @@ def test_who_is_cut_off_goes_on(tmp_path: Path) -> None:
     assert [path.stat().st_mtime_ns for path in done] == before
     assert torch.equal(system.read(torch.arange(SAMPLES)), wanted(torch.arange(SAMPLES)).half())
     assert {e["event"] for e in events} == {"cache_build", "caching", "cache_built"}
+
+
+def test_small_answers_are_several_files_so_that_a_kill_loses_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All would fit into one."""
+    monkeypatch.setitem(TeacherStore.create.__func__.__kwdefaults__, "shard_bytes", 1 << 20)
+    monkeypatch.setattr(asking, "ROWS", 15)
+    with pytest.raises(MemoryError):
+        ready(Doubles(lasts=3), tmp_path)
+    (folder,) = tmp_path.iterdir()
+    names = ["0-14.safetensors", "15-29.safetensors"]  # beside what was asked for the shape
+    assert sorted(p.name for p in (folder / "view-0").glob("[0-9]*.safetensors")) == names
+    second = Doubles()
+    system = ready(second, tmp_path)
+    assert len(second.asked) == 1 + 1  # rows 30 to 44, and the last five
+    everyone = torch.arange(SAMPLES)
+    assert torch.equal(system.read(everyone), wanted(everyone).half().float())
 
 
 # Something else

@@ -1,5 +1,6 @@
 """What is kept of a stage: under which key, what damage does, and what a cut-off leaves."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import nn
 
 import congener
 from congener.assembly import Assembly
-from congener.engine import FitConfig
+from congener.engine import FitConfig, data_fingerprint, stages
+from congener.engine.feed import evaluation_batches
 from congener.engine.stages import stage_path
 from congener.errors import CheckpointError
 from congener.recipe import parse_recipe
@@ -36,8 +38,9 @@ SMALL = {
 class Pretend:
     """Data of 3x8x8 images, for stages that are only named."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, last: int = 0, **changes: Any) -> None:
         images = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        images[19, 2, 7, 7] += last
         data = torch.utils.data.TensorDataset(images, torch.arange(20) % 2)
         self.task = ImageClassification.from_datasets(data, data, num_classes=2, **changes)
 
@@ -74,6 +77,36 @@ def test_the_key_knows_how_samples_are_prepared() -> None:
     moved = Pretend(augment={"name": "crop_flip", "pad": 2})
     assert moved.key(net) == plain.key(net)  # a survey sees no augmentation
     assert moved.key(net, fitted=True) != plain.key(net, fitted=True)
+
+
+def test_large_samples_are_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few at a time; small ones together, as ever."""
+    task, looked = Pretend().task, list[int]()
+    train, prepare = task.splits["train"], task.prepare
+
+    def prepared(batch: Batch, **which: Any) -> Batch:
+        looked.append(len(batch["labels"]))
+        return prepare(batch, **which)
+
+    monkeypatch.setattr(task, "prepare", prepared)
+    raw = next(evaluation_batches(task, train, batch_size=20, share=(0, 1), workers=0))
+    ready, digest = prepare(raw, train=False, seed=0, epoch=0), hashlib.sha256(b"20")
+    for name in sorted(set(ready) - {"index"}):
+        digest.update(ready[name].numpy().tobytes())
+    assert data_fingerprint(task, train, train=False) == digest.digest()
+    assert looked == [20]
+    each = sum(value.nbytes for value in raw.values()) // 20
+    monkeypatch.setattr(stages, "ROOM", 3 * each + 1)
+    looked.clear()
+    found = data_fingerprint(task, train, train=False)
+    assert looked == [3] * 6 + [2]
+    assert data_fingerprint(Pretend().task, train, train=False) == found
+    monkeypatch.setattr(stages, "ROOM", 1)
+    looked.clear()
+    data_fingerprint(task, train, train=False)
+    assert looked == [1] * 20
+    other = Pretend(last=1).task
+    assert data_fingerprint(other, other.splits["train"], train=False) != found
 
 
 def test_the_key_knows_what_a_network_does_without_weights() -> None:

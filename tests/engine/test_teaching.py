@@ -98,6 +98,34 @@ def test_asking_it_first_draws_no_random_number() -> None:
 
 
 @pytest.mark.parametrize(
+    ("precision", "held", "prepared", "told"),
+    [("bf16", 256, 2, 32), ("bf16", 16, 1, 16), ("bf16", 1, 1, 16), ("int8", 16, 6, 16)],
+)
+def test_no_more_is_held_than_the_task_measures_at_once(
+    precision: str, held: int, prepared: int, told: int
+) -> None:
+    """Of 6 batches of 16; int8's ranges need the rest, and so many batches."""
+    task, seen, rows = TinyPictureTask(96), list[int](), list[int]()
+    task.evaluation_batch = held
+    prepare_plainly = task.prepare
+
+    def prepared_by(batch: Any, **options: Any) -> Any:
+        seen.append(len(batch["index"]))
+        return prepare_plainly(batch, **options)
+
+    def tell(_event: str, **told: Any) -> None:
+        rows.append(int(told["line"].partition(" samples")[0].split()[-1]))
+
+    task.prepare = prepared_by  # type: ignore[method-assign]
+    settings = config(teacher_precision=precision)
+    teacher = FrozenTeacher(conv_teacher(), task)
+    train = task.splits["train"]
+    instruct(teacher, task, settings, build_accelerator(settings), train=train, tell=tell)
+    assert seen == [16] * prepared
+    assert rows == [told]
+
+
+@pytest.mark.parametrize(
     ("settings", "manner", "limit"),
     [
         ({"teacher_precision": "bf16"}, "bf16", 0.02),
@@ -303,7 +331,7 @@ def test_it_is_asked_about_training_batches_as_large_as_in_a_step() -> None:
         system.teacher, task, settings, build_accelerator(settings),
         train=task.splits["train"], tell=lambda event, **_: told.append(event),
     )  # fmt: skip
-    assert asked == [(8, True, 0, 0)] * 12  # of 96 samples
+    assert asked == [(8, True, 0, 0)] * 4  # a third of 96 samples
     assert told == ["teacher_error"]
 
 

@@ -90,6 +90,25 @@ def test_headline_and_arms_in_the_order_of_the_run(reader: Reader) -> None:
     assert arms == ["teacher", "alone", "kd", "sp", "kd+sp"]
 
 
+def test_all_figures_of_the_last_epoch_are_told_where_there_are_several(copy: Path) -> None:
+    arms = json.loads((copy / "metrics.json").read_text())["arms"]
+    for arm in arms.values():
+        arm["metrics"] = {"accuracy": arm["accuracy"]}
+    change(copy, arms=arms)
+    assert "All figures" not in written(copy).text
+    arms["kd"]["metrics"] |= {"map_small": [0.25, 0.5, 0.75], "loss": [1.0, 2.0, 3.0]}
+    change(copy, arms=arms)
+    page = written(copy)
+    assert "All figures of the last epoch" in page.text
+    (table,) = [each for each in page.tables if each[0][1:2] == ["accuracy %"]]
+    assert table[0] == ["arm", "accuracy %", "mAP small %", "loss"]
+    rows = {row[0]: row[1:] for row in table[1:]}
+    assert list(rows) == list(arms)
+    accuracy = 100 * np.mean(arms["kd"]["accuracy"])
+    assert rows["kd"] == [f"{accuracy:.1f}", "50.0", "2.000"]
+    assert rows["sp"][1:] == ["–", "–"]
+
+
 def test_numbers_of_the_result_are_those_of_the_run(reader: Reader, folder: Path) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     head, *rows = [[" ".join(cell.split()) for cell in row] for row in reader.tables[0]]

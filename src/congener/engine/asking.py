@@ -28,6 +28,9 @@ __all__ = ["ask_each"]
 SEED = 0
 """Of data sets that draw; samples are as they are when they are tested."""
 
+ROWS = 512
+"""Samples in a file at most: what a kill loses, and what a process builds alone; ours."""
+
 ANSWER = "answer"
 """What a store calls the answers: logits it would round as what a softmax follows."""
 
@@ -89,7 +92,7 @@ def ask_each(
         with _own_way_out():
             TeacherStore.create(
                 folder, {stage.name: key}, [field],
-                samples=size(data), views=1, versions=versions(),
+                samples=size(data), views=1, versions=versions(), shard_rows=ROWS,
             )  # fmt: skip
     with _own_way_out():
         store = TeacherStore.open(folder)

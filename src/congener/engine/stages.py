@@ -30,6 +30,7 @@ from congener.types import Batch, Progress
 __all__ = ["check_stage", "data_fingerprint", "prepare", "stage_path"]
 
 SAMPLED = 256  # samples that tell one data set from another
+ROOM = 1 << 26  # bytes of samples, before they are prepared, that are looked at together; ours
 
 
 class Prepared(Protocol):
@@ -288,15 +289,18 @@ def data_fingerprint(
     """
     count = size(data)
     places = torch.linspace(0, count - 1, min(count, SAMPLED)).long().tolist()
-    batch = next(
-        evaluation_batches(
-            task, Subset(data, places), batch_size=len(places), share=(0, 1), workers=0
-        )
-    )
-    batch = task.prepare(batch, train=train, seed=seed, epoch=0)
+
+    def batches(rows: int, taken: list[int]) -> Iterator[Batch]:
+        some = Subset(data, taken)
+        return evaluation_batches(task, some, batch_size=rows, share=(0, 1), workers=0)
+
+    first = next(batches(1, places[:1])).values()
+    each = sum(value.nbytes for value in first if isinstance(value, Tensor))
     digest = hashlib.sha256(str(count).encode())
-    for name in sorted(batch):
-        value = batch[name]
-        if isinstance(value, Tensor) and name != "index" and (labels or name != "labels"):
-            digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    for raw in batches(max(1, min(len(places), ROOM // max(1, each))), places):
+        batch = task.prepare(raw, train=train, seed=seed, epoch=0)
+        for name in sorted(batch):
+            value = batch[name]
+            if isinstance(value, Tensor) and name != "index" and (labels or name != "labels"):
+                digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.digest()

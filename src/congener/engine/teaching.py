@@ -29,7 +29,8 @@ from congener.types import Batch, Outputs, Progress
 __all__ = ["check_teaching", "instruct", "output_error"]
 
 SAMPLES = 768
-"""On a third of them the error is measured, and int8's ranges are set on the others; ours."""
+"""On a third of them the error is measured, or on as many as the task measures at once, if they are
+fewer, and int8's ranges are set on the other two thirds; ours."""
 FAR, APART = 0.5, 0.9
 """An output that is off by more, or a teacher that agrees with itself on less, is another: ours."""
 
@@ -104,9 +105,7 @@ def instruct(
             network.run_as(way, "fp32")
         return
     with seeded(0), torch.no_grad():
-        batches = _samples(task, config, accelerator, train)
-        seen = [views(batch, Progress(0, 1, 0)) for batch in batches]
-        ranged, measured = _apart(seen)
+        ranged, measured = _samples(task, config, accelerator, train, views)
         exact = _asked(teacher, measured)
         with _recorded(networks) as requests:
             _asked(teacher, ranged if way.precision == "int8" else [])
@@ -158,26 +157,29 @@ def _way(config: FitConfig) -> Manner:
 
 
 def _samples(
-    task: Task, config: FitConfig, accelerator: Accelerator, train: Dataset[Any]
-) -> list[Batch]:
-    """Training batches as large as a teacher is asked about in a step.
+    task: Task, config: FitConfig, accelerator: Accelerator, train: Dataset[Any], views: Views
+) -> tuple[list[Batch], list[Batch]]:
+    """Training batches, as a teacher sees them and as large as it is asked about in a step.
 
     They are the same in each process and for each seed, so that one graph serves all fits.
+
+    Returns:
+        Those that set int8's ranges, and those that the error is measured on: others, if there are.
     """
     rows = max(2, config.batch_size // (config.accumulate * accelerator.num_processes))
     count = min(max(1, size(train) // rows), max(2, SAMPLES // rows))
+    third = max(1, count // 3)
+    measured = max(1, min(third, task.evaluation_batch // rows))
+    if config.teacher_precision != "int8":
+        count = measured
     raws = epoch_batches(
         task, train, batch_size=rows, seed=0, epoch=0, first=0, last=count, share=(0, 1),
         workers=0,
     )  # fmt: skip
     batches = (to_device(raw, accelerator.device) for raw in raws)
-    return [task.prepare(raw, train=True, seed=0, epoch=0) | {"view": 0} for raw in batches]
-
-
-def _apart(batches: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Those that set ranges, and those that the error is measured on: others, if there are."""
-    measured = max(1, len(batches) // 3)
-    return batches[measured:] or batches, batches[:measured]
+    prepared = [task.prepare(raw, train=True, seed=0, epoch=0) | {"view": 0} for raw in batches]
+    seen = [views(batch, Progress(0, 1, 0)) for batch in prepared]
+    return seen[third:] or seen, seen[:measured]
 
 
 def _asked(teacher: TeacherLike, batches: Sequence[Batch]) -> Outputs:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,10 @@ class Term(Record):
 
 
 class Arm(Record):
-    """One way of training and what came of it; ``values`` are last-epoch values, one per seed."""
+    """One way of training and what came of it; ``values`` are last-epoch values, one per seed.
+
+    ``metrics`` are all that was measured then, by name.
+    """
 
     role: Literal["teacher", "alone", "distilled", "control", "start"]
     model: str
@@ -66,6 +69,7 @@ class Arm(Record):
     latency_ms: float | None = None
     values: list[float] = Field(min_length=1)
     best: list[float] = Field(min_length=1)
+    metrics: dict[str, Annotated[list[float], Field(min_length=1)]] = {}
     task_weight: float = 1.0
     terms: list[Term] = []
     seconds: list[float] = []

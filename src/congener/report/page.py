@@ -97,6 +97,7 @@ def _context(run: Run) -> dict[str, Any]:
         "accuracy": _accuracy(run, look),
         "costs": _costs(run),
         "learning": _learning(run, look),
+        "figures": _figures(run),
         "losses": _losses(run, look),
         "balance": _balance(run),
         "agreement": _agreement(run, look),
@@ -138,6 +139,24 @@ def _accuracy(run: Run, look: Looks) -> Pair | None:
         )  # fmt: skip
 
     return Pair(draw(WIDE, "acc-w"), draw(charts.NARROW, "acc-n"))
+
+
+def _figures(run: Run) -> dict[str, Any] | None:
+    """Every figure of the last evaluation by arm, mean over seeds, if there are several."""
+    found: dict[str, list[float]] = {}
+    for arm in run.arms.values():
+        for name, values in arm.metrics.items():
+            found.setdefault(name, []).extend(values)
+    if len(found) < 2:
+        return None
+    units = {name: words.unit_for(values) for name, values in found.items()}
+    rows = []
+    for name, arm in run.arms.items():
+        means = {figure: math.fsum(v) / len(v) for figure, v in arm.metrics.items()}
+        cells = [unit.number(means.get(figure)) for figure, unit in units.items()]
+        rows.append({"name": name, "role": arm.role, "cells": cells})
+    heads = [(words.metric_name(name), unit.suffix) for name, unit in units.items()]
+    return {"heads": heads, "rows": rows}
 
 
 def _costs(run: Run) -> list[dict[str, Any]]:

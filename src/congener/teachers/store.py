@@ -99,6 +99,7 @@ class TeacherStore:
         views: int,
         versions: Mapping[str, str],
         shard_bytes: int = SHARD_BYTES,
+        shard_rows: int | None = None,
     ) -> "TeacherStore":
         """Begin a store, or open the one that is there.
 
@@ -110,6 +111,7 @@ class TeacherStore:
             views: how many views of each.
             versions: of the software that builds it.
             shard_bytes: about how large a file gets; default: 64 MiB.
+            shard_rows: how many samples a file holds at most; default: as many as fit.
 
         Raises:
             StaleCache: a store of something else.
@@ -118,13 +120,14 @@ class TeacherStore:
         """
         kept = (*fields, _witness_field(fields))
         row = sum(field.nbytes for field in kept)
+        most = min(samples, shard_rows or samples)
         content = {
             "format": FORMAT,
             "identity": dict(identity),
             "samples": samples,
             "views": views,
             "fields": [asdict(field) | {"shape": list(field.shape)} for field in fields],
-            "rows": max(1, min(samples, shard_bytes // max(1, row))),
+            "rows": max(1, min(most, shard_bytes // max(1, row))),
         }
         store = cls(folder, content, versions)
         if not store._manifest.exists():
