@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from congener.errors import TapError, did_you_mean
 
-__all__ = ["Tail", "Taps", "bare", "compiled", "still", "uncompiled"]
+__all__ = ["Tail", "Taps", "bare", "compiled", "statistics_kept", "still", "uncompiled"]
 
 T = TypeVar("T")
 SIZE = r":([1-9]\d*)x([1-9]\d*)(?=$|:pooled$|:gram$)"
@@ -65,6 +66,19 @@ def still(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """For a while batch normalisation goes by the batch and leaves its running statistics alone."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 @contextmanager

@@ -43,6 +43,8 @@ class Task(ABC):
         ignore_label: the label of a sample that has none; the task loss skips it.
         logits_alone: whether the rows of logits hold nothing else, so that a store may round them
             as what a softmax follows.
+        shares: why a teacher must run after :meth:`shared`, where that adds to a batch; empty: it
+            does not.
         evaluation_batch: so many samples are measured at once, or a training batch, if larger.
     """
 
@@ -55,6 +57,7 @@ class Task(ABC):
     augments: bool | None = None
     ignore_label: int = -100
     logits_alone: bool = True
+    shares: str = ""
     evaluation_batch: int = 256
 
     def labels(self, split: str) -> Tensor | None:
@@ -88,6 +91,15 @@ class Task(ABC):
     @abstractmethod
     def call(self, model: nn.Module, batch: Batch) -> Any:
         """Run ``model`` on a prepared batch."""
+
+    def shared(self, student: nn.Module, batch: Batch) -> Batch:
+        """The batch with what a student decides that its teacher is to answer for, as proposals.
+
+        Args:
+            student: as it trains; no gradient, and its statistics stay as they are.
+            batch: a prepared batch.
+        """
+        return batch
 
     @abstractmethod
     def logits(self, result: Any) -> Tensor:
@@ -160,6 +172,22 @@ class Task(ABC):
         """The reference boxes of each place of a map, (height, width, boxes of a place, 4)."""
         return None
 
+    def locations(
+        self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor] | None:
+        """At which locations of a detector an object is to be found, for the loss ``ld``.
+
+        Args:
+            student_logits: as :meth:`logits` gives them.
+            teacher_logits: likewise.
+            batch: a prepared batch.
+
+        Returns:
+            Twice (batch, locations): which they are, and the student's best class score, a
+            constant. ``None``: there are no locations.
+        """
+        return None
+
     def at_objects(self, feature: Tensor, batch: Batch) -> Tensor:
         """What a map holds at each of :meth:`objects`, for terms that look ``at`` them.
 
@@ -183,7 +211,7 @@ class Task(ABC):
             teacher_logits: likewise.
 
         Returns:
-            Twice (proposals of all images, classes), as many of each image.
+            Twice (proposals of all images, classes).
 
         Raises:
             RecipeError: a task without proposals; it tells likewise.

@@ -321,7 +321,7 @@ def test_own_statistics_give_the_own_logits(tap: str) -> None:
 
 
 def ask(source: Any, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-    return source(Seen(student, teacher, batch, NOW))["restyled_logits"]
+    return source(Seen(student, teacher, batch, NOW, student, teacher))["restyled_logits"]
 
 
 def test_only_statistics_count() -> None:

@@ -69,3 +69,8 @@ def test_the_report_has_what_a_detector_shows(runs: tuple[Path, Path]) -> None:
     assert page.count('<li class="scene') >= 4 * len(exhibits[0]["rows"])
     measured = [e["metrics"] for e in events(peace) if e["event"] == "evaluation"]
     assert {"map", "map_50", "map_small", "map_medium"} <= set(measured[-1])
+    kept = json.loads((peace / "metrics.json").read_text())["arms"]
+    assert kept["ikd"]["metrics"] == {name: [value] for name, value in measured[-1].items()}
+    assert kept["ikd"]["metrics"]["map"] == kept["ikd"]["map"]
+    assert kept["teacher"]["metrics"].keys() >= {"map", "map_50"}
+    assert "mAP small" in page

@@ -24,7 +24,7 @@ from congener.systems.answering import SOURCES
 from congener.systems.probe import check_feature, probe
 from congener.systems.regions import few_regions, words_of_regions
 from congener.systems.sources import Pair, Seen, Source
-from congener.taps import Taps
+from congener.taps import Taps, statistics_kept
 from congener.task import Task
 from congener.teachers import FrozenTeacher, TeacherGroup
 from congener.types import Batch, Outputs, Progress, StepResult, Term
@@ -81,6 +81,7 @@ class Distillation(System):
         self.task = task
         self.task_weight = task_weight
         self.terms = [_Bound(term, task) for term in terms]
+        self._shares = task.shares if any("logits" in " ".join(b.words) for b in self.terms) else ""
         names = [bound.name for bound in self.terms]
         if len({"task", *names}) < 1 + len(names):
             raise RecipeError(
@@ -144,8 +145,15 @@ class Distillation(System):
         return [stage for source in self._sources() for stage in source.stages()]
 
     def needs_live_teacher(self) -> str:
-        """What the sources of its terms say."""
-        return next((source.live for source in self._sources() if source.live), "")
+        """What the sources of its terms say, or the task, where they read logits."""
+        return next((why for why in (*(s.live for s in self._sources()), self._shares) if why), "")
+
+    def views(self, batch: Batch, progress: Progress) -> Batch:
+        """The batch; where terms read logits, with what the student shares with its teacher."""
+        if not self._shares:
+            return batch
+        with statistics_kept(self.student):
+            return self.task.shared(self.student, batch)
 
     def weights(self, progress: Progress) -> dict[str, float]:
         """The factor of each term in the total."""
@@ -232,8 +240,7 @@ class _Bound:
 
     def weight(self, progress: Progress) -> float:
         """The factor of this term in the total."""
-        scheduled = "weight" in self._given
-        return self._scheduled("weight", progress) if scheduled else self.term.weight
+        return self._scheduled("weight", progress) if "weight" in self._given else self.term.weight
 
     def __call__(
         self, student: Outputs, teacher: Outputs, batch: Batch, progress: Progress
@@ -250,16 +257,13 @@ class _Bound:
         elif self.term.at == "proposals":
             logits = self.task.at_proposals(*logits)
         known: dict[str, Any] = {
-            "student_logits": logits[0],
-            "teacher_logits": logits[1],
-            "student_features": mine,
-            "teacher_features": theirs,
-            "labels": self.task.targets(batch),
-            "index": batch.get("index"),
-        }
+            "student_logits": logits[0], "teacher_logits": logits[1],
+            "student_features": mine, "teacher_features": theirs,
+            "labels": self.task.targets(batch), "index": batch.get("index"),
+        }  # fmt: skip
         pairs: list[dict[str, Any]] = []
         for s, t, sources in zip(mine, theirs, self.answers, strict=True):
-            now = Seen(s, t, batch, progress)
+            now = Seen(s, t, batch, progress, student.logits, teacher.logits)
             s, t = self._counted(s, batch), self._counted(t, batch)
             pairs.append({"student_feature": s, "teacher_feature": t})
             if self.masks_frames:
@@ -270,10 +274,8 @@ class _Bound:
             further = [word for word in self.words if word in SOURCES]
             return self._call(known | {word: [pair[word] for pair in pairs] for word in further})
         values = [self._call(known | pair) for pair in pairs]
-        values = [
-            value if weight == 1.0 else weight * value
-            for weight, value in zip(self.layers, values, strict=True)
-        ]
+        weighted = zip(self.layers, values, strict=True)
+        values = [value if weight == 1.0 else weight * value for weight, value in weighted]
         return sum(values[1:], start=values[0])
 
     def _counted(self, feature: Tensor, batch: Batch) -> Tensor:
@@ -295,6 +297,4 @@ def _is_number(value: Any) -> bool:
 
 
 def _paths(paths: str | Sequence[str] | None) -> tuple[str, ...]:
-    if paths is None:
-        return ()
-    return (paths,) if isinstance(paths, str) else tuple(paths)
+    return (paths,) if isinstance(paths, str) else tuple(paths or ())

@@ -37,8 +37,7 @@ What is exported
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -55,9 +54,10 @@ from congener.systems.distillation import Distillation
 from congener.systems.ikd_attacker import Attacker
 from congener.systems.ikd_levels import paired_levels
 from congener.systems.probe import first_sample
-from congener.taps import Taps
+from congener.taps import Taps, statistics_kept
 from congener.task import Task
 from congener.teachers import FrozenTeacher
+from congener.teachers.rows import taken
 from congener.types import Batch, Outputs, Progress, StepResult, Term
 
 __all__ = ["IKD"]
@@ -174,6 +174,7 @@ class IKD(Distillation):
 
     def views(self, batch: Batch, progress: Progress) -> Batch:
         """The batch, and where the term is active its adversarial images."""
+        batch = super().views(batch, progress)
         if not self.alpha or (self.until is not None and progress.epoch >= self.until):
             return batch
         if self.online:
@@ -191,7 +192,7 @@ class IKD(Distillation):
         if ADVERSARIAL not in batch:
             return super().observe(batch)
         if _couples(self.student):
-            with _statistics_kept(self.student):
+            with statistics_kept(self.student):
                 adversarial = super().observe(batch | {"image": batch[ADVERSARIAL]})
             clean = super().observe(batch)
         else:
@@ -237,19 +238,6 @@ class _Both:
         return self
 
 
-@contextmanager
-def _statistics_kept(network: nn.Module) -> Iterator[None]:
-    """For a while batch normalisation goes by the batch and leaves its running statistics alone."""
-    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
-
-
 def _couples(network: nn.Module) -> bool:
     """Whether samples of a batch depend on each other in training."""
     return any(isinstance(each, _BatchNorm) and each.training for each in network.modules())
@@ -257,7 +245,9 @@ def _couples(network: nn.Module) -> bool:
 
 def _doubled(batch: Batch) -> Batch:
     """The clean images, and behind them the adversarial ones."""
-    return batch | {"image": torch.cat((batch["image"], batch[ADVERSARIAL]))}
+    others = {name: value for name, value in batch.items() if name not in ("image", ADVERSARIAL)}
+    twice = taken(others, torch.arange(len(batch["image"])).repeat(2))
+    return twice | {"image": torch.cat((batch["image"], batch[ADVERSARIAL]))}
 
 
 def _halves(both: Outputs) -> tuple[Outputs, Outputs]:

@@ -1,4 +1,4 @@
-"""Sources of what losses of detectors ask for: which places of a map count."""
+"""Sources of what losses of detectors ask for: which places of a map, or locations, count."""
 
 from typing import Any, ClassVar, final
 from zlib import crc32
@@ -10,7 +10,7 @@ from congener.losses import fgd_foreground, fgfi_near_object, mgd_visible
 from congener.systems.probe import first_sample
 from congener.systems.sources import Pair, Seen, Source
 
-__all__ = ["Foreground", "NearObject", "Visible"]
+__all__ = ["Foreground", "Locations", "NearObject", "Visible"]
 
 
 class _OfMaps(Source):
@@ -76,6 +76,45 @@ class NearObject(_OfObjects):
         anchors = self.task.anchors(now.student_feature)
         assert anchors is not None
         return {"near_object": fgfi_near_object(anchors, self._objects(now))}
+
+
+@final
+class Locations(Source):
+    """The locations where an object is to be found, each a sample of LD, with the student's scores.
+
+    Its taps give the distributions, (batch, locations, 4 edges, bins), which take the place of the
+    logits.
+    """
+
+    words: ClassVar = ("location_weights",)
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self.task = pair.task
+        logits = pair.teacher_logits.cpu()
+        if self.task.locations(logits, logits, first_sample(self.task)) is None:
+            raise RecipeError(
+                f"The term {pair.term!r} asks where a detector is to find objects; take the task "
+                "'detection' with the detector 'fcos'."
+            )
+        student, teacher = tuple(pair.student_feature.shape), tuple(pair.teacher_feature.shape)
+        if student != teacher or student[1:3] != (logits.shape[1], 4) or len(student) != 4:
+            raise RecipeError(
+                f"The term {pair.term!r} compares distributions of edges, (batch, "
+                f"{logits.shape[1]}, 4, bins), but its taps give {student} and {teacher}; build "
+                "both networks with `bins: 17` and tap head.regression_head.distribution."
+            )
+
+    def forward(self, now: Seen) -> dict[str, Any]:
+        """The distributions at those locations of all images, and their weights."""
+        known = self.task.locations(now.student_logits, now.teacher_logits, now.batch)
+        assert known is not None
+        found, scores = known
+        return {
+            "student_logits": now.student_feature[found],
+            "teacher_logits": now.teacher_feature[found],
+            "location_weights": scores[found],
+        }
 
 
 @final

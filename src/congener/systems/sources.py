@@ -51,6 +51,8 @@ class Seen(NamedTuple):
     teacher_feature: Tensor
     batch: Batch
     progress: Progress
+    student_logits: Tensor
+    teacher_logits: Tensor
 
 
 class Source(nn.Module, ABC):

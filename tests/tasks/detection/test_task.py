@@ -243,8 +243,9 @@ def test_pseudo_labels_are_classes_of_the_data(design: str) -> None:
     torch.manual_seed(2)
     options = {"widths": (8, 8, 8)} if design == "ssdlite" else NETWORK
     network = task.build_model("small_cnn", **options).eval()
-    for layer in network.head.classification_head.modules():
-        if isinstance(layer, nn.Conv2d):
+    last = network.roi_heads if design == "faster_rcnn" else network.head.classification_head
+    for layer in last.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.weight, std=0.7)
     found = task.pseudo_labelled(ready(task, 3, 8, 13, 18), network)
     assert found["labels"].max() in (0, 1, 2)
@@ -252,15 +253,18 @@ def test_pseudo_labels_are_classes_of_the_data(design: str) -> None:
     assert (found["labels"] >= 0).any()
 
 
-@pytest.mark.parametrize("design", ["fcos", "retinanet", "ssdlite"])
+@pytest.mark.parametrize("design", models.DESIGNS)
 def test_a_row_for_each_image_tells_its_classes(design: str) -> None:
-    task = detection(detector=design)
+    task = detection(detector=design, **({"proposals": 5} if design == "faster_rcnn" else {}))
     options = {"widths": (8, 8, 8)} if design == "ssdlite" else NETWORK
     network = task.build_model("small_cnn", **options)
     batch = ready(task, 0, 1, 2, 3)
     logits = task.call(network.eval(), batch).logits
-    classes = split_rows(logits).classes
-    chances = classes.softmax(2)[..., 1:] if design == "ssdlite" else classes.sigmoid()
+    last = task.proposals if design == "faster_rcnn" else 0
+    assert not last or logits[:, -last:].any(2).all()
+    classes = split_rows(logits[:, -last:]).classes
+    background = design in ("ssdlite", "faster_rcnn")
+    chances = classes.softmax(2)[..., 1:] if background else classes.sigmoid()
     rows, labels = task.per_sample(logits, batch)
     assert torch.equal(rows, chances.amax(1))
     assert rows.shape == (4, 3)
@@ -303,7 +307,7 @@ def test_metrics_are_those_of_the_pack() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"detector": "fcs"}, "detector must be one of 'fcos', 'retinanet', 'ssdlite', not 'fcs'"),
+        ({"detector": "fcs"}, "detector must be one of 'fcos', .* 'faster_rcnn', not 'fcs'"),
         ({"data": "digit_scene"}, "no data set named 'digit_scene'; did you mean 'digit_scenes'"),
         ({"data": {"scenes": 3}}, "without a 'name'"),
         ({"data": {"name": "digit_scenes", "scene": 3}}, "'scene'; did you mean 'scenes'"),
@@ -312,8 +316,8 @@ def test_metrics_are_those_of_the_pack() -> None:
         ({"augment": {"name": "flip", "flip": 2.0}}, "flip=2.0 must be from 0 to 1"),
         ({"augment": {"name": "flip", "flip": "x"}}, "'flip' .* expected a number"),
         ({"augment": {"name": "flip", "seed": 1}}, "takes no argument 'seed'"),
-        ({"anchor_scale": 2.0}, "Only 'retinanet' takes an anchor_scale, not 'fcos'"),
-        ({"detector": "ssdlite", "anchor_scale": 2.0}, "Only 'retinanet' .* not 'ssdlite'"),
+        ({"anchor_scale": 2.0}, "Only 'retinanet' and 'faster_rcnn' take .*, not 'fcos'"),
+        ({"detector": "ssdlite", "anchor_scale": 2.0}, "Only 'retinanet' and .* not 'ssdlite'"),
         ({"detector": "retinanet", "anchor_scale": 0.5}, "anchor_scale=0.5 must be 1 or more"),
         ({"detector": "retinanet", "anchor_scale": float("nan")}, "must be 1 or more"),
         ({"detector": "retinanet", "anchor_scale": float("inf")}, "must be 1 or more"),

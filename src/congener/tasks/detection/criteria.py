@@ -1,4 +1,4 @@
-"""What a one-stage detector is trained with, design by design, on dense rows.
+"""What a detector is trained with, design by design, on dense rows.
 
 Every value is that of torchvision's detector of the same design (``compute_loss`` with its default
 settings), over the annotated images of the global batch: all processes hold the same value.
@@ -10,7 +10,7 @@ Differences from torchvision
       in float32, to which two that differ by less than 8 square pixels are equal.
     - SSD: no more background than there is counts; torchvision counts objects a second time where
       three times their locations exceed the background's.
-    - RetinaNet, SSD: boxes come decoded, so what a coder limits, it limits here too: a side beyond
+    - All but FCOS: boxes come decoded, so what a coder limits, it limits here too: a side beyond
       62.5 times its reference's has no gradient. Nor has one below a hundredth of a pixel.
 """
 
@@ -26,13 +26,19 @@ from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_los
 
 from congener.errors import DataError, RecipeError, ShapeError
 from congener.ops.collectives import Scope, all_sum, global_mean
+from congener.ops.keyed_random import keyed_uniform
 from congener.ops.precision import upcast
 
 from .rows import DenseRows, split_rows
 
-__all__ = ["Design", "dense_losses"]
+__all__ = [
+    "Design", "dense_losses", "locations_of_objects", "matched_classes", "sampled",
+    "two_stage_losses",
+]  # fmt: skip
 
 Design = Literal["fcos", "retinanet", "ssd"]
+Stage = Literal["anchors", "proposals"]
+"""Of Faster R-CNN."""
 
 IGNORE = -100
 """The label of an image that is not annotated."""
@@ -45,12 +51,16 @@ FCOS_REACH = 4.0, 8.0
 RETINANET_OVERLAPS = 0.5, 0.4
 SSD_OVERLAP = 0.5
 SSD_NEGATIVES = 3
+ANCHOR_OVERLAPS, PROPOSAL_OVERLAP = (0.7, 0.3), 0.5
+ANCHORS_SAMPLED, ANCHOR_SHARE, PROPOSAL_SHARE = 256, 0.5, 0.25
+TWO_STAGE_BETA = 1 / 9
 """Of torchvision's detectors: their defaults."""
 
 LEAST_SIDE = 0.01
 """Of a box to be encoded, in pixels: the logarithm of none is finite."""
 
-CODERS = {"retinanet": BoxCoder((1.0, 1.0, 1.0, 1.0)), "ssd": BoxCoder((10.0, 10.0, 5.0, 5.0))}
+_PLAIN, _SCALED = BoxCoder((1.0, 1.0, 1.0, 1.0)), BoxCoder((10.0, 10.0, 5.0, 5.0))
+CODERS = {"retinanet": _PLAIN, "ssd": _SCALED, "anchors": _PLAIN, "proposals": _SCALED}
 
 
 class Targets(NamedTuple):
@@ -100,7 +110,7 @@ def dense_losses(
         raise RecipeError(f"design={design!r} is unknown; choose one of {list(get_args(Design))}.")
     (rows,) = upcast(rows)
     said = split_rows(rows)
-    _check(said, boxes, labels, crowd, design)
+    _check(said, boxes, labels, crowd, background=design == "ssd")
     with torch.no_grad():
         targets = _targets(said.references, boxes.to(rows.dtype), labels, crowd, MATCHERS[design])
     per_image = CRITERIA[design](said, targets)
@@ -116,7 +126,139 @@ def dense_losses(
     return dict(zip(("classification", "box", "quality"), found.unbind(), strict=False))
 
 
-def _check(said: DenseRows, boxes: Tensor, labels: Tensor, crowd: Tensor, design: Design) -> None:
+def locations_of_objects(
+    rows: Float[Tensor, "batch locations columns"],
+    boxes: Float[Tensor, "batch objects 4"],
+    labels: Int[Tensor, "batch objects"],
+    crowd: Bool[Tensor, "batch objects"],
+    *,
+    design: Design,
+) -> Bool[Tensor, "batch locations"]:
+    """Which locations the losses of :func:`dense_losses`, whose arguments these are, match.
+
+    None on an image that is not annotated.
+    """
+    (references,) = upcast(split_rows(rows.detach()).references)
+    targets = _targets(references, boxes.to(references.dtype), labels, crowd, MATCHERS[design])
+    return targets.classes >= 0
+
+
+def two_stage_losses(
+    rows: Float[Tensor, "batch locations columns"],
+    boxes: Float[Tensor, "batch objects 4"],
+    labels: Int[Tensor, "batch objects"],
+    crowd: Bool[Tensor, "batch objects"],
+    draw: Int[Tensor, " batch"],
+    *,
+    proposals: int,
+    scope: Scope = "global",
+) -> dict[str, Float[Tensor, ""]]:
+    """The supervised losses of Faster R-CNN.
+
+    Args:
+        rows: (batch, anchors + proposals, C + 10), see :mod:`.two_stage`.
+        boxes: as in :func:`dense_losses`, and so the next two.
+        labels: likewise.
+        crowd: likewise.
+        draw: a number of each image, of which the sample of its anchors is a function.
+        proposals: how many of the rows, the last, are those of proposals.
+        scope: ``"global"``: the batch of all processes; ``"local"``: of this one.
+
+    Returns:
+        ``classification`` and ``box``, means over the proposals, ``objectness`` and ``rpn_box``,
+        over the sampled anchors: scalars, at least float32; 0 where no image is annotated.
+
+    Raises:
+        ShapeError: the rows, boxes, labels and crowd marks do not fit each other.
+        DataError: a label for which the rows have no column.
+    """
+    (rows,) = upcast(rows)
+    _check(split_rows(rows), boxes, labels, crowd, background=True)
+    if not 0 < proposals < rows.shape[1]:
+        raise ShapeError(f"{rows.shape[1]} rows of an image cannot end in {proposals} proposals.")
+    first, second = (split_rows(x) for x in rows.tensor_split([-proposals], 1))
+    given = boxes.to(rows.dtype), labels, crowd
+    with torch.no_grad():
+        anchors = _targets(first.references, *given, MATCHERS["anchors"])
+        chosen = sampled(anchors.classes, draw, ANCHORS_SAMPLED, ANCHOR_SHARE, stage="anchors")
+        regions = _targets(second.references, *given, MATCHERS["proposals"])
+        there = (second.references[..., 2:] > second.references[..., :2]).all(dim=2)
+    totals = torch.cat((
+        _stage("proposals", second, regions, there & (regions.classes != LEFT_OUT)),
+        _stage("anchors", first, anchors, chosen),
+    ))  # fmt: skip
+    found = all_sum(totals, scope=scope).view(2, 3)
+    means = found[:, :2] / found[:, 2:].detach().clamp(min=1)
+    names = ("classification", "box", "objectness", "rpn_box")
+    return dict(zip(names, means.flatten().unbind(), strict=True))
+
+
+def _stage(stage: Stage, said: DenseRows, targets: Targets, counted: Tensor) -> Tensor:
+    """Cross-entropies and smooth differences of deltas, their sums, and how many counted, (3,)."""
+    targets = targets._replace(classes=targets.classes.masked_fill(~counted, LEFT_OUT))
+    given, wanted, found = _deltas(CODERS[stage], said, targets)
+    differences = F.smooth_l1_loss(given, wanted, beta=TWO_STAGE_BETA, reduction="sum")
+    logits = said.classes.masked_fill(~counted[..., None], 0)
+    if stage == "proposals":
+        classes = (targets.classes + 1).clamp(min=0).flatten()
+        entropies = F.cross_entropy(logits.flatten(0, 1), classes, reduction="none").view_as(found)
+    else:
+        objectness = logits[..., 1:].logsumexp(dim=2) - logits[..., 0]
+        entropies = F.binary_cross_entropy_with_logits(
+            objectness, found.to(logits.dtype), reduction="none"
+        )
+    total = entropies.masked_fill(~counted, 0).sum()
+    return torch.stack((total, differences, counted.sum().to(total)))
+
+
+def matched_classes(
+    references: Float[Tensor, "batch locations 4"],
+    boxes: Float[Tensor, "batch objects 4"],
+    labels: Int[Tensor, "batch objects"],
+    crowd: Bool[Tensor, "batch objects"],
+    *,
+    stage: Stage,
+) -> Int[Tensor, "batch locations"]:
+    """The class that each reference is to find, or ``BACKGROUND`` or ``LEFT_OUT``."""
+    return _targets(references, boxes.to(references), labels, crowd, MATCHERS[stage]).classes
+
+
+def sampled(
+    classes: Int[Tensor, "batch locations"],
+    draw: Int[Tensor, " batch"],
+    count: int,
+    share: float,
+    *,
+    stage: Stage,
+) -> Bool[Tensor, "batch locations"]:
+    """Which locations an image learns from: objects, at most a share, and background.
+
+    torchvision's ``BalancedPositiveNegativeSampler``, but what is drawn is a function of ``draw``
+    and the location alone.
+
+    Args:
+        classes: what each is to say.
+        draw: a number of each image.
+        count: at most so many of an image.
+        share: at most so large a part of them are objects.
+        stage: each draws anew.
+    """
+    order = keyed_uniform(
+        draw, seed=0, epoch=("anchors", "proposals").index(stage), count=classes.shape[1]
+    )
+    objects = _some(classes >= 0, order, int(count * share))
+    return objects | _some(classes == BACKGROUND, order, count - objects.sum(dim=1, keepdim=True))
+
+
+def _some(among: Tensor, order: Tensor, count: int | Tensor) -> Tensor:
+    """The first so many of each row in an order."""
+    ranks = order.masked_fill(~among, 2).argsort(dim=1, stable=True).argsort(dim=1)
+    return among & (ranks < count)
+
+
+def _check(
+    said: DenseRows, boxes: Tensor, labels: Tensor, crowd: Tensor, *, background: bool
+) -> None:
     """Objects must fit the rows."""
     given = [tuple(boxes.shape), tuple(labels.shape), tuple(crowd.shape)]
     shape = (len(said.classes), *labels.shape[1:])
@@ -125,7 +267,7 @@ def _check(said: DenseRows, boxes: Tensor, labels: Tensor, crowd: Tensor, design
             f"boxes {given[0]}, labels {given[1]} and crowd {given[2]} must be (batch, objects, 4) "
             f"and twice (batch, objects) for rows of {shape[0]} images; fill up with labels of -1."
         )
-    classes = said.classes.shape[2] - (design == "ssd")
+    classes = said.classes.shape[2] - background
     if labels.device.type == "cpu" and labels.numel() and labels.max() >= classes:
         raise DataError(
             f"A label is {labels.max().item()}, and the network tells {classes} classes; expected "
@@ -189,10 +331,12 @@ def _match_by_overlap(matcher: Matcher) -> Callable[[Tensor, Tensor], Tensor]:
     return match
 
 
-MATCHERS: dict[Design, Callable[[Tensor, Tensor], Tensor]] = {
+MATCHERS: dict[Design | Stage, Callable[[Tensor, Tensor], Tensor]] = {
     "fcos": _match_fcos,
     "retinanet": _match_by_overlap(Matcher(*RETINANET_OVERLAPS, allow_low_quality_matches=True)),
     "ssd": _match_by_overlap(SSDMatcher(SSD_OVERLAP)),
+    "anchors": _match_by_overlap(Matcher(*ANCHOR_OVERLAPS, allow_low_quality_matches=True)),
+    "proposals": _match_by_overlap(Matcher(PROPOSAL_OVERLAP, PROPOSAL_OVERLAP)),
 }
 
 

@@ -24,17 +24,19 @@ from torchvision.models.detection.ssdlite import SSDLiteHead
 from congener.errors import CongenerError, RecipeError, did_you_mean
 from congener.naming import accepted_names, bind, resolve
 
-from . import backbones
+from . import backbones, two_stage
 from .backbones import Maps, Pyramid, small_cnn
+from .heads import BinnedRegressionHead
 
 __all__ = ["DESIGNS", "Design", "anchors_of", "build", "small_cnn"]
 
-Design = Literal["fcos", "retinanet", "ssdlite"]
-DESIGNS: tuple[Design, ...] = ("fcos", "retinanet", "ssdlite")
+Design = Literal["fcos", "retinanet", "ssdlite", "faster_rcnn"]
+DESIGNS: tuple[Design, ...] = ("fcos", "retinanet", "ssdlite", "faster_rcnn")
 RATIOS = (0.5, 1.0, 2.0)
-"""Height over width of RetinaNet's anchors."""
+"""Height over width of anchors."""
 ANCHOR_SCALE = 4.0
-"""Side of RetinaNet's smallest anchor in strides; torchvision's, and the paper's."""
+"""Side of the smallest anchors in strides: RetinaNet's in torchvision and in the paper; Faster
+R-CNN's has there 8, from stride 4 on, and so the same 32 pixels."""
 GROUPS = 32
 """Of the normalisation in torchvision's FCOS head."""
 LIBRARIES: dict[str, Callable[..., Maps]] = {
@@ -49,19 +51,23 @@ class _Upon:
     channels: int
     convolutions: int = 4
     extra: bool = False
+    bins: int = 0
+    box_width: int = 1024
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or self.convolutions < 1:
+        if min(self.channels, self.convolutions, self.box_width) < 1:
             raise RecipeError(
-                f"channels={self.channels} and convolutions={self.convolutions} of a detector must "
-                "be 1 or more."
+                f"channels={self.channels}, convolutions={self.convolutions} and "
+                f"box_width={self.box_width} of a detector must be 1 or more."
             )
+        if self.bins < 0 or self.bins == 1:
+            raise RecipeError(f"bins={self.bins} of a detector must be 0, for none, or 2 or more.")
 
 
 def build(
     name: str, arguments: Mapping[str, Any], *, design: Design, num_classes: int,
     size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...],
-    anchor_scale: float = ANCHOR_SCALE,
+    anchor_scale: float = ANCHOR_SCALE, proposals: int = two_stage.KEPT,
 ) -> nn.Module:  # fmt: skip
     """A detector on a body.
 
@@ -69,14 +75,18 @@ def build(
         name: ``small_cnn``, ``torchvision:NAME`` of a residual network, or ``timm:NAME``.
         arguments: of the body, and of the detector: ``channels`` of the pyramid (default: 64 on
             small_cnn, 256 elsewhere; of ``fcos`` a multiple of 32), ``convolutions`` of each
-            branch of the head (4), and ``extra``, two coarser levels (false). ``ssdlite`` has no
-            pyramid and takes none.
+            branch of the head (4), ``extra``, two coarser levels (false), and of ``fcos`` ``bins``
+            (0; authors': 17), by which LD compares boxes, see :mod:`.heads`. Of ``faster_rcnn``
+            ``convolutions`` (1) are those of the RPN, and ``box_width`` that of the second stage's
+            layers (256 on small_cnn, 1024 elsewhere). ``ssdlite`` has no pyramid and takes none.
         design: how it detects.
         num_classes: of objects.
         size: (height, width) of the images.
         mean: of each channel, by which plain torchvision will normalise.
         std: likewise.
-        anchor_scale: of ``retinanet``, the side of its smallest anchors in strides.
+        anchor_scale: of ``retinanet`` and ``faster_rcnn``, the side of the smallest anchors in
+            strides.
+        proposals: of ``faster_rcnn``, from how many of an image the second stage learns.
 
     Raises:
         RecipeError: an unknown name or argument, or maps that do not fit the images.
@@ -89,18 +99,30 @@ def build(
             f"The design 'ssdlite' has no pyramid and one convolution, and takes no "
             f"{min(own)!r}; remove it."
         )
-    width = {"channels": 256 if ":" in name else 64}
+    for only, key in (("fcos", "bins"), ("faster_rcnn", "box_width")):
+        if own.get(key) and design != only:
+            raise RecipeError(f"Only {only!r} takes `{key}`, not {design!r}; remove it.")
+    width = {"channels": 256 if ":" in name else 64, "box_width": 1024 if ":" in name else 256}
+    width |= {"convolutions": 1} if design == "faster_rcnn" else {}
     upon = _Upon(**bind("detector", name, _Upon, own, defaults=width))
     shared: dict[str, Any] = {"image_mean": list(mean), "image_std": list(std)}
     try:
         maps = _maps(name, given, list(of_detector))
         if design == "ssdlite":
             return _ssdlite(maps, num_classes, size, shared)
-        shared |= {"min_size": min(size), "max_size": max(size), "size_divisible": 1,
-                   "score_thresh": SCORE}  # fmt: skip
+        shared |= {"min_size": min(size), "max_size": max(size), "size_divisible": 1}
         pyramid = Pyramid(maps, upon.channels, extra=upon.extra)
         anchors = anchors_of(design, _strides(pyramid, size), anchor_scale)
-        make = {"fcos": _fcos, "retinanet": _retinanet}[design]
+        if design == "faster_rcnn":
+            return two_stage.build(
+                pyramid, num_classes, anchors, convolutions=upon.convolutions,
+                box_width=upon.box_width, kept=proposals,
+                shared=shared | {"box_score_thresh": SCORE},
+            )  # fmt: skip
+        shared["score_thresh"] = SCORE
+        make: Callable[..., nn.Module] = _retinanet
+        if design == "fcos":
+            make = partial(_fcos, bins=upon.bins)
         return make(pyramid, num_classes, anchors, upon.convolutions, shared)
     except CongenerError:
         raise
@@ -161,12 +183,13 @@ def anchors_of(
     """The reference boxes of levels by their strides.
 
     FCOS has squares of the stride; RetinaNet three sizes, from ``anchor_scale`` strides on, in
-    three shapes.
+    three shapes; Faster R-CNN one size in three shapes.
     """
     if design == "fcos":
         return AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+    steps = range(3 if design == "retinanet" else 1)
     sizes = tuple(
-        tuple(int(anchor_scale * s * 2 ** (third / 3)) for third in range(3)) for s in strides
+        tuple(int(anchor_scale * s * 2 ** (third / 3)) for third in steps) for s in strides
     )
     return AnchorGenerator(sizes, (RATIOS,) * len(strides))
 
@@ -177,6 +200,7 @@ def _fcos(
     anchors: AnchorGenerator,
     convolutions: int,
     shared: dict[str, Any],
+    bins: int = 0,
 ) -> nn.Module:
     channels = pyramid.out_channels
     if channels % GROUPS:
@@ -185,11 +209,13 @@ def _fcos(
             "torchvision's head normalises."
         )
     head = FCOSHead(channels, 1, num_classes, convolutions)
+    if bins:
+        head.regression_head = BinnedRegressionHead(channels, convolutions, bins)
     for layer in _begun(head):
         if isinstance(layer, nn.GroupNorm):  # of a single channel it would lose what that says
             layer.num_groups = max(1, min(layer.num_groups, channels // 8))
-    # Sides behind a ReLU start from one stride, where it is alive; torchvision's from 0 (ours).
-    nn.init.ones_(head.regression_head.bbox_reg.bias)
+    if not bins:  # sides behind a ReLU start from one stride, where it is alive (ours); else 0
+        nn.init.ones_(head.regression_head.bbox_reg.bias)
     found: nn.Module = FCOS(pyramid, num_classes, anchor_generator=anchors, head=head, **shared)
     return found
 

@@ -17,6 +17,8 @@ __all__ = ["PROPOSALS", "mean_in_boxes", "proposed_classes"]
 
 PROPOSALS = 32
 """How many locations of an image are compared; ours."""
+SAME = 0.5
+"""So many pixels apart are references alike; ours."""
 
 
 def mean_in_boxes(
@@ -64,6 +66,7 @@ def proposed_classes(
     teacher_rows: Float[Tensor, "batch locations columns"],
     *,
     background: bool,
+    padded: bool = False,
 ) -> tuple[Float[Tensor, "proposals classes"], Float[Tensor, "proposals classes"]]:
     """Class logits of both networks where the student's highest class score is highest.
 
@@ -75,6 +78,7 @@ def proposed_classes(
         teacher_rows: of the same locations and classes.
         background: whether the first class is the background's and scores are a softmax's, as those
             of an SSD; else each class has a probability of its own.
+        padded: whether rows may be zeros, which hold no proposal and are left out.
 
     Returns:
         Those of the student and of the teacher, a row for each proposal, image after image; of an
@@ -89,10 +93,20 @@ def proposed_classes(
             f"{tuple(teacher_rows.shape)} must be of the same locations and classes; give both "
             "networks levels of the same strides and the same boxes."
         )
-    student, teacher = split_rows(student_rows).classes, split_rows(teacher_rows).classes
+    (student, _, _, places), (teacher, _, _, others) = map(split_rows, (student_rows, teacher_rows))
+    if places.device.type == "cpu" and not torch.allclose(places, others, rtol=0, atol=SAME):
+        raise ShapeError(
+            "The student's rows and the teacher's speak of other places of the image; give both "
+            "the same anchors, and a two-stage teacher the student's proposals (Task.shared)."
+        )
     scores = student.detach().float()
     if background:
         scores = scores.log_softmax(2)[..., 1:]
-    places = scores.amax(2).topk(min(PROPOSALS, scores.shape[1]), dim=1).indices.unsqueeze(2)
-    mine, theirs = (torch.take_along_dim(x, places, 1).flatten(0, 1) for x in (student, teacher))
-    return mine, theirs
+    there = places.any(2)
+    best = scores.amax(2).masked_fill(~there, -torch.inf)
+    chosen = best.topk(min(PROPOSALS, best.shape[1]), dim=1).indices
+    mine, theirs = (torch.take_along_dim(x, chosen[..., None], 1) for x in (student, teacher))
+    if not padded:
+        return mine.flatten(0, 1), theirs.flatten(0, 1)
+    held = there.gather(1, chosen)
+    return mine[held], theirs[held]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,15 @@ from torchvision.models.detection.image_list import ImageList
 from congener.errors import DataError, RecipeError
 from congener.ops.checks import check_choice
 from congener.ops.collectives import Scope
+from congener.ops.keyed_random import keyed_uniform
 from congener.task import Metrics, Task
 from congener.tasks.named import named
 from congener.types import Batch, Exhibit
 
 from . import augment as augmentations
 from . import data as datasets
-from . import models
-from .criteria import dense_losses
+from . import models, two_stage
+from .criteria import dense_losses, locations_of_objects, two_stage_losses
 from .data.splits import Splits, labelled_positions
 from .exhibits import detections
 from .geometry import moved_boxes, moved_images
@@ -35,7 +36,12 @@ IGNORE, NOTHING = -100, -1
 MOST_PIXELS = 64 * 320 * 320
 """Of the images that are measured at once; ours."""
 SURE = 0.5
-"""Least score of a pseudo-label; ours."""
+"""Least score of a pseudo-label, and of a teacher's location that LD reads; ours."""
+TWO_STAGE: Final = "faster_rcnn"
+ANCHORED = ("retinanet", TWO_STAGE)
+"""The designs whose anchors grow with ``anchor_scale``."""
+DRAWS = 0x2C4
+"""Added to the seed: other draws than those of an augmentation."""
 OWN = ("images", "boxes", "labels", "ids", "seed", "epoch")
 """What every augmentation is told."""
 
@@ -44,9 +50,10 @@ class Said(NamedTuple):
     """What a detector says about a batch.
 
     Attributes:
-        logits: a row for each location, (batch, locations, classes + 9); see :mod:`.rows`.
+        logits: a row for each location, (batch, locations, classes + 9); see :mod:`.rows` and, of
+            Faster R-CNN, :mod:`.two_stage`.
         maps: the levels, (batch, channels, height, width), from fine to coarse.
-        outputs: what its head returned.
+        outputs: what its head returned; nothing of Faster R-CNN.
         anchors: the reference boxes, (locations, 4), the same for each image.
     """
 
@@ -62,12 +69,15 @@ class Detection(Task):
     Args:
         data: the name of a loader in :mod:`.data`, a mapping with its ``name`` and arguments, or
             the :class:`Splits` that a loader returned.
-        detector: how all networks of a run detect: ``"fcos"``, ``"retinanet"`` or ``"ssdlite"``,
-            as torchvision builds them.
+        detector: how all networks of a run detect: ``"fcos"``, ``"retinanet"``, ``"ssdlite"`` or
+            ``"faster_rcnn"``, as torchvision builds them.
         augment: the name of a function in :mod:`.augment`, or a mapping with its ``name`` and
             arguments; applied to training batches, to images and boxes alike.
-        anchor_scale: of ``"retinanet"``, the side of its smallest anchors in strides of their
-            level; torchvision: 4, which at stride 8 finds no object below some 20 pixels.
+        anchor_scale: of ``"retinanet"`` and ``"faster_rcnn"``, the side of the smallest anchors in
+            strides of their level; torchvision's RetinaNet: 4, which at stride 8 finds no object
+            below some 20 pixels.
+        proposals: of ``"faster_rcnn"``, from how many of an image the second stage learns, and is
+            compared; torchvision: 512.
 
     Attributes:
         categories: names of the classes.
@@ -90,13 +100,21 @@ class Detection(Task):
         detector: models.Design = "fcos",
         augment: str | Mapping[str, Any] = "none",
         anchor_scale: float = models.ANCHOR_SCALE,
+        proposals: int = two_stage.KEPT,
     ) -> None:
         try:
             check_choice("detector", detector, models.DESIGNS)
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        if detector != "retinanet" and anchor_scale != models.ANCHOR_SCALE:
-            raise RecipeError(f"Only 'retinanet' takes an anchor_scale, not {detector!r}.")
+        if detector not in ANCHORED and anchor_scale != models.ANCHOR_SCALE:
+            raise RecipeError(
+                f"Only {' and '.join(map(repr, ANCHORED))} take an anchor_scale, not {detector!r}."
+            )
+        if proposals < 1 or (detector != TWO_STAGE and proposals != two_stage.KEPT):
+            raise RecipeError(
+                f"proposals={proposals} of {detector!r}; {TWO_STAGE!r} takes 1 or more, no other "
+                "design any."
+            )
         if not (1 <= anchor_scale < math.inf):
             raise RecipeError(
                 f"anchor_scale={anchor_scale} must be 1 or more: sides of anchors in strides."
@@ -108,7 +126,10 @@ class Detection(Task):
         self.splits = splits
         pixels = divided.size[0] * divided.size[1]
         self.evaluation_batch = max(1, min(self.evaluation_batch, MOST_PIXELS // pixels))
-        self.detector, self.anchor_scale = detector, anchor_scale
+        self.detector, self.anchor_scale, self.proposals = detector, anchor_scale, proposals
+        self._background = detector in ("ssdlite", TWO_STAGE)
+        if detector == TWO_STAGE:
+            self.shares = "it looks at the student's proposals, which change as the student learns"
         self.categories, self.size = tuple(divided.class_names), tuple(divided.size)
         self.normalisation = (divided.mean, divided.std)
         self.labelled = labelled_positions(divided.train.labels)
@@ -136,6 +157,7 @@ class Detection(Task):
         return models.build(
             name, kwargs, design=self.detector, num_classes=len(self.categories), size=self.size,
             mean=tuple(mean), std=tuple(std), anchor_scale=self.anchor_scale,
+            proposals=self.proposals,
         )  # fmt: skip
 
     def collate(self, samples: Any) -> Batch:
@@ -164,7 +186,10 @@ class Detection(Task):
         return batch
 
     def prepare(self, batch: Batch, *, train: bool, seed: int, epoch: int) -> Batch:
-        """Images normalised, and in training moved with their boxes; how is in ``geometry``."""
+        """Images normalised, and in training moved with their boxes; how is in ``geometry``.
+
+        For Faster R-CNN, ``draw`` is a number of each image by which it samples in training.
+        """
         images, boxes, labels, crowd = (batch[k] for k in ("image", "boxes", "labels", "crowd"))
         geometry = unmoved(len(images), self.size).to(images.device)
         if train and self.augments:
@@ -175,7 +200,11 @@ class Detection(Task):
             images = moved_images(images, geometry)
             boxes, labels = moved_boxes(boxes, labels, geometry, self.size)
             crowd = crowd & (labels >= 0)
-        return dict(batch) | {
+        drawn = {}
+        if train and self.detector == TWO_STAGE:
+            draws = keyed_uniform(batch["index"], seed=seed + DRAWS, epoch=epoch, count=1)
+            drawn["draw"] = (draws[:, 0] * 2**24).long()
+        return dict(batch) | drawn | {
             "image": self.normalised(images), "boxes": boxes, "labels": labels, "crowd": crowd,
             "geometry": geometry,
         }  # fmt: skip
@@ -194,6 +223,9 @@ class Detection(Task):
 
     def call(self, model: nn.Module, batch: Batch) -> Said:
         """Every part of a detector but its loss and its choice of boxes."""
+        if self.detector == TWO_STAGE:
+            spoken, first = two_stage.rows_of(model, batch, size=self.size, kept=self.proposals)
+            return Said(spoken, list(first.levels.values()), {}, first.anchors)
         images: Tensor = batch["image"]
         found = model.backbone(images)  # type: ignore[operator]
         maps = [found] if isinstance(found, Tensor) else list(found.values())
@@ -203,6 +235,12 @@ class Detection(Task):
         anchors: Tensor = model.anchor_generator(one, [each.float() for each in maps])[0]  # type: ignore[operator]
         rows = _rows(model, outputs, anchors)
         return Said(rows, maps, outputs, anchors)
+
+    def shared(self, student: nn.Module, batch: Batch) -> Batch:
+        """Of Faster R-CNN, the batch with the student's ``proposals``."""
+        if self.detector != TWO_STAGE:
+            return batch
+        return two_stage.shared(student, batch, size=self.size, kept=self.proposals)
 
     def logits(self, result: Any) -> Tensor:
         """A row for each location; see :mod:`.rows`."""
@@ -215,9 +253,12 @@ class Detection(Task):
 
     def losses(self, logits: Tensor, batch: Batch, scope: Scope = "global") -> dict[str, Tensor]:
         """The parts of the supervised loss by name; ``classification`` is one."""
+        given = logits, batch["boxes"], batch["labels"], batch["crowd"]
+        if self.detector == TWO_STAGE:
+            draw = batch.get("draw", torch.zeros_like(batch["index"]))
+            return two_stage_losses(*given, draw, proposals=self.proposals, scope=scope)
         return dense_losses(
-            logits, batch["boxes"], batch["labels"], batch["crowd"],
-            design="ssd" if self.detector == "ssdlite" else self.detector, scope=scope,
+            *given, design="ssd" if self.detector == "ssdlite" else self.detector, scope=scope,
         )  # fmt: skip
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -226,7 +267,7 @@ class Detection(Task):
         return sum(parts[1:], start=parts[0])
 
     def class_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The focal loss or the cross-entropy of the classes."""
+        """The focal loss or the cross-entropy of the classes, of Faster R-CNN its proposals'."""
         return self.losses(logits, batch, "local")["classification"]
 
     def pseudo_labelled(self, batch: Batch, model: nn.Module) -> Batch:
@@ -254,8 +295,11 @@ class Detection(Task):
 
         The label of an image without one, or not annotated, is -100.
         """
-        classes = split_rows(logits).classes.float()
-        chances = classes.softmax(2)[..., 1:] if self.detector == "ssdlite" else classes.sigmoid()
+        said = split_rows(logits[:, -self.proposals :] if self.detector == TWO_STAGE else logits)
+        classes = said.classes.float()
+        chances = classes.softmax(2)[..., 1:] if self._background else classes.sigmoid()
+        if self.detector == TWO_STAGE:
+            chances = chances.masked_fill(~said.references.any(2, keepdim=True), 0)
         labels = batch["labels"]
         real = _real(batch)
         first = labels.gather(1, real.int().argmax(1, keepdim=True)).squeeze(1)
@@ -267,6 +311,8 @@ class Detection(Task):
         Returns:
             For each image ``boxes`` (boxes, 4), ``scores`` and ``labels`` (boxes,), best first.
         """
+        if self.detector == TWO_STAGE:
+            return two_stage.answers(model, batch["image"], size=self.size)
         said = self.call(model, batch)
         if said.logits.isnan().any():
             raise DataError(
@@ -302,9 +348,36 @@ class Detection(Task):
         return mean_in_boxes(feature, self.objects(batch), self.size)
 
     def at_proposals(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits at the 32 locations of each image that the student is surest of."""
-        background = self.detector == "ssdlite"
-        return proposed_classes(student_logits, teacher_logits, background=background)
+        """Class logits at the 32 locations of each image that the student is surest of.
+
+        Of Faster R-CNN at so many of its proposals, or all, where an image has fewer.
+        """
+        staged = self.detector == TWO_STAGE
+        rows = slice(-self.proposals if staged else None, None)
+        return proposed_classes(
+            student_logits[:, rows], teacher_logits[:, rows],
+            background=self._background, padded=staged,
+        )  # fmt: skip
+
+    def locations(
+        self, student_logits: Tensor, teacher_logits: Tensor, batch: Batch
+    ) -> tuple[Tensor, Tensor] | None:
+        """Of FCOS, whose heads may have distributions: see :meth:`Task.locations`.
+
+        On annotated images those that the loss matches to objects, on others those where the
+        teacher is at least half sure of a class (ours).
+        """
+        if self.detector != "fcos":
+            return None
+        scores, sure = (
+            split_rows(x.detach()).classes.sigmoid().amax(2)
+            for x in (student_logits, teacher_logits)
+        )
+        found = locations_of_objects(
+            student_logits, batch["boxes"], batch["labels"], batch["crowd"], design="fcos"
+        )
+        unknown = (batch["labels"] == IGNORE).all(1, keepdim=True)
+        return found | (unknown & (sure >= SURE)), scores
 
     def anchors(self, feature: Tensor) -> Tensor:
         """The reference boxes of each place of a map, (height, width, boxes of a place, 4)."""
