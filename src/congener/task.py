@@ -43,6 +43,8 @@ class Task(ABC):
         ignore_label: the label of a sample that has none; the task loss skips it.
         logits_alone: whether the rows of logits hold nothing else, so that a store may round them
             as what a softmax follows.
+        background: whether the first class of a row of logits is that there is nothing, as those
+            of some detectors; ``None``: there are no such rows.
         shares: why a teacher must run after :meth:`shared`, where that adds to a batch; empty: it
             does not.
         evaluation_batch: so many samples are measured at once, or a training batch, if larger.
@@ -57,6 +59,7 @@ class Task(ABC):
     augments: bool | None = None
     ignore_label: int = -100
     logits_alone: bool = True
+    background: bool | None = None
     shares: str = ""
     evaluation_batch: int = 256
 
@@ -97,7 +100,7 @@ class Task(ABC):
 
         Args:
             student: as it trains; no gradient, and its statistics stay as they are.
-            batch: a prepared batch.
+            batch: a prepared batch, of this process, before gradients are accumulated in pieces.
         """
         return batch
 

@@ -22,7 +22,7 @@ from congener.ops.frames import counted_frames
 from congener.system import Stage, System, TeacherLike
 from congener.systems.answering import SOURCES
 from congener.systems.probe import check_feature, probe
-from congener.systems.regions import few_regions, words_of_regions
+from congener.systems.regions import check_activation, few_regions, words_of_regions
 from congener.systems.sources import Pair, Seen, Source
 from congener.taps import Taps, statistics_kept
 from congener.task import Task
@@ -186,6 +186,7 @@ class _Bound:
         self.masks_frames = bool(getattr(term.loss, "masks_frames", False))
         known = (WORDS | SOURCES.keys()) - (set() if self.masks_frames else {"mask"})
         known = known if term.at is None else words_of_regions(term, self.name, task)
+        check_activation(term, self.name, task)
         self.words = [p.name for p in parameters if p.name in known]
         self.kinds = list(dict.fromkeys(SOURCES[w] for w in self.words if w in SOURCES))
         known = known | {"mask"}
@@ -209,7 +210,6 @@ class _Bound:
                 f"The term {self.name!r} compares logits and reads no taps; remove its "
                 "`student` and `teacher`."
             )
-
         self.answers: Any = ((),) * len(self.student)  # of each pair, its sources
         self.layers = term.layer_weights or (1.0,) * len(self.student)
         if term.layer_weights and not (self.pairwise and len(self.layers) == len(self.student)):

@@ -14,7 +14,7 @@ from congener.ops.collectives import lone_sample_expected
 from congener.task import Task
 from congener.types import Term
 
-__all__ = ["few_regions", "words_of_regions"]
+__all__ = ["check_activation", "few_regions", "words_of_regions"]
 
 WORDS = {
     "objects": {"student_feature", "teacher_feature", "student_features", "teacher_features"},
@@ -40,6 +40,22 @@ def words_of_regions(term: Term, name: str, task: Task) -> set[str]:
             "the task 'detection', or leave `at` out."
         )
     return WORDS[at]
+
+
+def check_activation(term: Term, name: str, task: Task) -> None:
+    """A loss of a detector's rows must know whether their first class is the background's.
+
+    Raises:
+        RecipeError: it takes them otherwise than the task means them.
+    """
+    given = getattr(term.loss, "activation", None)
+    fits = "softmax" if task.background else "sigmoid"
+    if task.background is not None and given in ("sigmoid", "softmax") and given != fits:
+        first = "the background's" if task.background else "a class like the others"
+        raise RecipeError(
+            f"The loss of the term {name!r} has activation={given!r}, but the first class of this "
+            f"detector's rows is {first}; write `activation: {fits}`."
+        )
 
 
 def few_regions(term: Term, rows: Sequence[Tensor]) -> AbstractContextManager[None]:

@@ -97,7 +97,7 @@ class Writing:
             if isinstance(given, str) and vocabulary.encode is None:
                 raise RecipeError(
                     f"stop={given!r} is text, and {vocabulary.name} makes no tokens of text; give "
-                    "the ids of its tokens."
+                    "the ids of its tokens, as in stop: [[3]]."
                 )
             words = vocabulary.encode(given) if isinstance(given, str) else given
             known = isinstance(words, Sequence) and all(

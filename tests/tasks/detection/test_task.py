@@ -294,7 +294,7 @@ def test_a_data_set_is_looked_through_whatever_the_rows_of_its_batches() -> None
 
 
 def test_boxes_of_a_place_of_ssdlite_are_refused() -> None:
-    with pytest.raises(RecipeError, match=r"depend on all its levels.*'fcos' or 'retinanet'"):
+    with pytest.raises(RecipeError, match=r"depend on all its levels.*'fcos', 'retinanet' or"):
         detection(detector="ssdlite").anchors(torch.zeros(1, 8, 8, 8))
 
 

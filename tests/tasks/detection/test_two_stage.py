@@ -191,7 +191,8 @@ def test_what_rows_say() -> None:
     flat = objectness.permute(0, 2, 3, 1).reshape(3, -1)
     torch.testing.assert_close(first.classes.softmax(2)[..., 0], 1 - flat.sigmoid())
     chances = first.classes.softmax(2)[..., 1:]
-    torch.testing.assert_close(chances, (flat.sigmoid() / 3)[..., None].expand_as(chances))
+    torch.testing.assert_close(chances[..., 0], flat.sigmoid())
+    assert not chances[..., 1:].any()
     deltas = deltas.view(3, 3, 4, 4, 4).permute(0, 3, 4, 1, 2).reshape(-1, 4)
     boxes = network.rpn.box_coder.decode_single(deltas, said.anchors.repeat(3, 1))
     torch.testing.assert_close(first.boxes, boxes.view(3, -1, 4))
@@ -296,7 +297,9 @@ def test_images_without_any_proposal() -> None:
     batch = ready(task, 0, 3)
     nothing = batch | {"proposals": torch.zeros(2, 24, 4)}
     rows = task.call(network, nothing).logits
-    assert not rows[:, -24:].any()
+    absent = proposals(task, rows)
+    assert not absent.references.any()
+    assert torch.equal(absent.classes.softmax(2), torch.eye(4)[0].expand(2, 24, 4))
     losses = task.losses(rows, nothing)
     assert losses["classification"] == losses["box"] == 0
     assert losses["objectness"] > 0
@@ -314,9 +317,39 @@ def test_given_proposals_are_taken_as_they_are() -> None:
     given[:, 3:9] = torch.tensor([2.0, 3, 19, 21]) + torch.arange(6.0)[:, None]
     rows = task.call(network, batch | {"proposals": given}).logits
     assert torch.equal(proposals(task, rows).references, given)
-    assert rows[:, -24:].any(2).sum(1).tolist() == [6, 6]
+    said = proposals(task, rows).classes.softmax(2)
+    assert (said[..., 0] < 1).sum(1).tolist() == [6, 6]
     with pytest.raises(ShapeError, match=r"proposals .*\(2, 7, 4\) must be \(2, 24, 4\)"):
         task.call(network, batch | {"proposals": given[:, :7]})
+
+
+def test_rows_without_a_proposal_are_as_if_absent() -> None:
+    values = []
+    for kept in (6, 24):
+        task = detection(proposals=kept)
+        networks = build(task, **NETWORK), build(task, **NETWORK | {"channels": 64})
+        given = torch.zeros(2, kept, 4)
+        given[:, :6] = torch.tensor([2.0, 3, 19, 21]) + torch.arange(6.0)[:, None]
+        batch = ready(task, 1, 2) | {"proposals": given}
+        rows = [task.call(network, batch).logits for network in networks]
+        values.append(DetectionKDLoss(activation="softmax")(*rows))
+    torch.testing.assert_close(*values)
+    assert values[0] > 0
+
+
+@pytest.mark.parametrize(("design", "fits"), [
+    ("faster_rcnn", "softmax"), ("ssdlite", "softmax"), ("fcos", "sigmoid"),
+])  # fmt: skip
+def test_a_loss_of_rows_must_know_of_the_background(design: str, fits: str) -> None:
+    task = Detection(SQUARES, detector=design)  # type: ignore[arg-type]
+    network = task.build_model("small_cnn")
+    for given in ("sigmoid", "softmax"):
+        asked = [Term(DetectionKDLoss(activation=given))]
+        if given == fits:
+            Distillation(network, network, asked, task=task)
+            continue
+        with pytest.raises(RecipeError, match=f"has activation={given!r}.*`activation: {fits}`"):
+            Distillation(network, network, asked, task=task)
 
 
 def terms(*kinds: str) -> list[Term]:
@@ -442,9 +475,10 @@ def test_pseudo_labels_are_learnt_from() -> None:
 
 
 def test_what_cannot_be_says_so() -> None:
-    for options in ({"proposals": 0}, {"detector": "fcos", "anchor_scale": 4, "proposals": 7}):
-        with pytest.raises(RecipeError, match=r"proposals=. of .* 'faster_rcnn' takes 1 or more"):
-            detection(**options)
+    with pytest.raises(RecipeError, match="proposals=0 must be 1 or more"):
+        detection(proposals=0)
+    with pytest.raises(RecipeError, match="Only 'faster_rcnn' takes `proposals`, not 'fcos'"):
+        detection(detector="fcos", anchor_scale=4, proposals=7)
     with pytest.raises(RecipeError, match="Only 'faster_rcnn' takes `box_width`, not 'fcos'"):
         detection(detector="fcos", anchor_scale=4, proposals=128).build_model(
             "small_cnn", box_width=8

@@ -109,3 +109,14 @@ def test_wrong_rows_say_so() -> None:
         losses(rows, batch | {"labels": batch["labels"] + 3})
     with pytest.raises(ShapeError, match="10 rows of an image cannot end in 20 proposals"):
         losses(rows[:, :10], batch)
+
+
+def test_an_object_without_a_side_is_none() -> None:
+    rows, batch = made_up((3, 2))
+    boxes, labels = batch["boxes"].clone(), batch["labels"].clone()
+    boxes[0, 1, 2] = boxes[0, 1, 0]
+    labels[0, 1] = -1
+    flat = losses(rows, batch | {"boxes": boxes})
+    absent = losses(rows, batch | {"boxes": boxes, "labels": labels})
+    assert flat == absent
+    assert all(value.isfinite() for value in flat.values())

@@ -285,7 +285,7 @@ def _targets(
     """Give each location the object that it is to find."""
     matches = labels.new_full(references.shape[:2], BACKGROUND)
     for image, (places, given) in enumerate(zip(references, boxes, strict=True)):
-        is_box = labels[image] >= 0
+        is_box = (labels[image] >= 0) & (given[:, 2:] > given[:, :2]).all(dim=1)
         objects = (is_box & ~crowd[image]).nonzero().squeeze(1)
         if len(objects):
             match = matcher(given[objects], places)

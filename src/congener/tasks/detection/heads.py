@@ -56,7 +56,9 @@ class BinnedRegressionHead(FCOSRegressionHead):  # type: ignore[misc]
         seen = [self.conv(level) for level in x]
         logits = _joined([self.bbox_reg(each) for each in seen])
         (logits,) = upcast(self.distribution(logits.view(*logits.shape[:2], 4, self.bins)))
-        sides = (logits.softmax(3) * torch.arange(self.bins).to(logits)).sum(3)
+        sides = (
+            logits.softmax(3) * torch.arange(self.bins, device=logits.device, dtype=logits.dtype)
+        ).sum(3)
         return sides, _joined([self.bbox_ctrness(each) for each in seen])
 
 

@@ -1,4 +1,4 @@
-"""Dense rows: what a one-stage detector says at every location, as one tensor.
+"""Dense rows: what a detector says at every location, as one tensor.
 
 The columns of a row are ``[class logits (C) | quality logit | box (4) | reference box (4)]``. Being
 one tensor, they are the task's logits, which systems, stores and losses pass on as those of any
@@ -22,7 +22,8 @@ class DenseRows(NamedTuple):
     """The columns of dense rows by name, as views.
 
     Attributes:
-        classes: (batch, locations, classes), logits; of an SSD the first is the background's.
+        classes: (batch, locations, classes), logits; of an SSD and of Faster R-CNN the
+            first is the background's.
         quality: (batch, locations), FCOS's centre-ness logit; a constant 0, which means nothing,
             where a design has none.
         boxes: (batch, locations, 4): left, top, right, bottom in pixels.

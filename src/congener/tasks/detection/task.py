@@ -110,11 +110,10 @@ class Detection(Task):
             raise RecipeError(
                 f"Only {' and '.join(map(repr, ANCHORED))} take an anchor_scale, not {detector!r}."
             )
-        if proposals < 1 or (detector != TWO_STAGE and proposals != two_stage.KEPT):
-            raise RecipeError(
-                f"proposals={proposals} of {detector!r}; {TWO_STAGE!r} takes 1 or more, no other "
-                "design any."
-            )
+        if detector != TWO_STAGE and proposals != two_stage.KEPT:
+            raise RecipeError(f"Only {TWO_STAGE!r} takes `proposals`, not {detector!r}; remove it.")
+        if proposals < 1:
+            raise RecipeError(f"proposals={proposals} must be 1 or more.")
         if not (1 <= anchor_scale < math.inf):
             raise RecipeError(
                 f"anchor_scale={anchor_scale} must be 1 or more: sides of anchors in strides."
@@ -127,8 +126,10 @@ class Detection(Task):
         pixels = divided.size[0] * divided.size[1]
         self.evaluation_batch = max(1, min(self.evaluation_batch, MOST_PIXELS // pixels))
         self.detector, self.anchor_scale, self.proposals = detector, anchor_scale, proposals
-        self._background = detector in ("ssdlite", TWO_STAGE)
+        self.background = detector in ("ssdlite", TWO_STAGE)
         if detector == TWO_STAGE:
+            # Its second stage looks at a thousand regions of an image.
+            self.evaluation_batch = max(1, self.evaluation_batch // 8)
             self.shares = "it looks at the student's proposals, which change as the student learns"
         self.categories, self.size = tuple(divided.class_names), tuple(divided.size)
         self.normalisation = (divided.mean, divided.std)
@@ -297,7 +298,7 @@ class Detection(Task):
         """
         said = split_rows(logits[:, -self.proposals :] if self.detector == TWO_STAGE else logits)
         classes = said.classes.float()
-        chances = classes.softmax(2)[..., 1:] if self._background else classes.sigmoid()
+        chances = classes.softmax(2)[..., 1:] if self.background else classes.sigmoid()
         if self.detector == TWO_STAGE:
             chances = chances.masked_fill(~said.references.any(2, keepdim=True), 0)
         labels = batch["labels"]
@@ -356,7 +357,7 @@ class Detection(Task):
         rows = slice(-self.proposals if staged else None, None)
         return proposed_classes(
             student_logits[:, rows], teacher_logits[:, rows],
-            background=self._background, padded=staged,
+            background=bool(self.background), padded=staged,
         )  # fmt: skip
 
     def locations(
@@ -384,7 +385,7 @@ class Detection(Task):
         if self.detector == "ssdlite":
             raise RecipeError(
                 "The boxes of a place of 'ssdlite' depend on all its levels; for a loss that asks "
-                "for them take the design 'fcos' or 'retinanet'."
+                "for them take the design 'fcos', 'retinanet' or 'faster_rcnn'."
             )
         height, width = feature.shape[2:]
         make = models.anchors_of(self.detector, [self.size[0] // height], self.anchor_scale)

@@ -3,24 +3,23 @@
 A network proposes regions (RPN) by the objectness of each anchor, and a second stage says of each
 proposal what it is. Its rows are those of the anchors, and behind them so many of proposals:
 
-==========  ================================================  ==============  ====================
-rows of     class logits, the first the background's          box             reference
-==========  ================================================  ==============  ====================
-anchors     0, and for each of C classes objectness - log C   of the RPN      the anchor
-proposals   of the second stage                               of one class    the proposal
-==========  ================================================  ==============  ====================
+==========  ===========================================  ==============  ==========================
+rows of     class logits, the first the background's     box             reference
+==========  ===========================================  ==============  ==========================
+anchors     0, the objectness, and never a further one   of the RPN      the anchor
+proposals   of the second stage                          of one class    the proposal
+==========  ===========================================  ==============  ==========================
 
-An anchor's softmax then gives the background what the sigmoid of its objectness leaves. A
+An anchor's softmax then gives the first class, whatever that is, the sigmoid of its objectness. A
 proposal's box is that of the class of the object it matches, where there is one and it is known,
 else of its best class but the background. Rows without a proposal, of an image that has fewer, are
-zeros. Proposals have no gradient.
+background for certain, their boxes zeros. Proposals have no gradient.
 
 Which proposals: in training, on annotated images, they are sampled as torchvision does, with the
 true boxes among them, by numbers that are a function of seed, epoch and image; else they are those
 of the highest objectness. A batch may bring its ``proposals``, so that networks speak of the same.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -41,12 +40,14 @@ from congener.types import Batch
 
 from .backbones import Pyramid
 from .criteria import IGNORE, LEFT_OUT, PROPOSAL_SHARE, matched_classes, sampled
-from .rows import join_rows
+from .rows import BESIDE_CLASSES, join_rows
 
 __all__ = ["KEPT", "answers", "build", "rows_of", "shared"]
 
 KEPT = 128
 """How many proposals of an image the second stage learns from; ours, torchvision: 512."""
+NEVER = -1e4
+"""The logit of a class that is out of the question; finite, so that nothing becomes NaN."""
 BINS, SAMPLES = 7, 2
 """Of a pooled region, each side; samples of a bin, each side: torchvision's."""
 
@@ -132,9 +133,8 @@ def rows_of(
             "each image as many as the task's `proposals`; fill up with zeros."
         )
     second = _second_rows(model, first, proposals, batch, size)
-    classes = second.shape[2] - 10
-    objects = (first.objectness - math.log(classes))[..., None].expand(-1, -1, classes)
-    logits = torch.cat((torch.zeros_like(objects[..., :1]), objects), dim=2)
+    logits = second.new_full((*first.objectness.shape, second.shape[2] - BESIDE_CLASSES), NEVER)
+    logits[..., 0], logits[..., 1] = 0, first.objectness
     return torch.cat((join_rows(logits, None, first.boxes, first.anchors[None]), second), 1), first
 
 
@@ -237,9 +237,9 @@ def _second_rows(
 ) -> Float[Tensor, "batch kept columns"]:
     """The rows of the proposals."""
     there = (proposals[..., 2:] > proposals[..., :2]).all(2)
-    regions = [each[some] for each, some in zip(proposals, there, strict=True)]
+    references = proposals[there]
+    regions = list(torch.split(references, there.sum(1).tolist()))
     logits, deltas = _second_stage(model, first, regions, size)
-    references = torch.cat(regions)
     boxes = model.roi_heads.box_coder.decode_single(deltas, references)
     best = logits.detach()[:, 1:].argmax(1)
     if "boxes" in batch:
@@ -250,5 +250,6 @@ def _second_rows(
     boxes = torch.take_along_dim(boxes, (best + 1)[:, None, None], 1).squeeze(1)
     told = join_rows(logits[None], None, boxes[None], references[None])[0]
     rows = told.new_zeros(*there.shape, told.shape[1])
+    rows[..., 1:-BESIDE_CLASSES] = NEVER
     rows[there] = told
     return rows
