@@ -30,7 +30,6 @@ MODULES = {
     if cls.__name__ in case.covers and case.module is not None
 }
 
-each_case = pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES)
 each_check = pytest.mark.parametrize("name", CHECKS)
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 
@@ -39,8 +38,16 @@ def failures(name: str, case: LossCase) -> list[Any]:
     return [check for check in measure(name, case) if not check.passed]
 
 
-@each_case
-@each_check
+def marks_of(name: str, case: LossCase) -> list[pytest.MarkDecorator]:
+    """Compiling takes half a second: one case of each class in the default tier."""
+    again = case.module is not None and case not in MODULES.values()
+    return [pytest.mark.slow] if name == "compiled_is_eager" and again else []
+
+
+@pytest.mark.parametrize(("name", "case"), [
+    pytest.param(name, case, id=f"{name}-{label}", marks=marks_of(name, case))
+    for name in CHECKS for label, case in LOSSES.items()
+])  # fmt: skip
 def test_contract(name: str, case: LossCase) -> None:
     assert not failures(name, case)
 

@@ -1,20 +1,16 @@
 """Several processes compute what one does on the whole batch: values and gradients."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from tests.contract import distributed, projectors
+from tests.trajectory.processes import in_processes
 from torch import Tensor, nn
 
 from congener import losses
 from congener.conformance.table import LOSSES
 from congener.ops.collectives import lone_sample_expected
-
-# The ranks of a split are started once: on one worker.
-pytestmark = pytest.mark.xdist_group("ranks")
 
 Results = list[dict[str, Any]]
 
@@ -24,15 +20,9 @@ SPLITS = {"two ragged": (5, 2), "four, one of them empty": (3, 0, 1, 3)}
 @pytest.fixture(scope="module", params=SPLITS.values(), ids=SPLITS)
 def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The sizes of the ranks' batches, and what each rank computed."""
-    folder = tmp_path_factory.mktemp("ranks")
     sizes = request.param
-    torch.multiprocessing.spawn(
-        distributed.work, args=(sizes, str(folder)), nprocs=len(sizes), join=True
-    )
-    results = [
-        torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(len(sizes))
-    ]
-    return sizes, results
+    folder = tmp_path_factory.mktemp("ranks")
+    return sizes, in_processes(len(sizes), folder, distributed.work, sizes)
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

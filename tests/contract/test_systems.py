@@ -1,11 +1,12 @@
 """What every public system must do; the table is in ``systems_cases.py``."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from congener.errors import Interrupted, RecipeError
 from congener.runlog import RunLog
 from congener.system import System
 from congener.systems import BackwardKD, Distillation
+from congener.task import Task
 from congener.teachers import CachedTeacher, FrozenTeacher, TeacherStore, fingerprint
 from congener.types import Progress
 
@@ -30,6 +32,7 @@ CONFIG = FitConfig(
     steps=30, batch_size=16, checkpoint_every=7, evaluate_every=10, log_every=1,
     threads=1, device="cpu",
 )  # fmt: skip
+SHORT = CONFIG.model_copy(update={"steps": 12, "evaluate_every": 6})
 LIVE = {
     "IKD",
     "PseudoLabel",
@@ -45,8 +48,13 @@ CASES = pytest.mark.parametrize("case", SYSTEMS.values(), ids=SYSTEMS)
 
 
 def trained_teacher(case: SystemCase) -> nn.Module:
-    """A teacher that knows the task better than the students do."""
-    task, net = case.task(), case.teacher()
+    """A teacher that knows the task better than the students do; each caller has its own."""
+    return deepcopy(_trained(case.task, case.teacher))
+
+
+@cache
+def _trained(make_task: Callable[[], Task], make_teacher: Callable[[], nn.Module]) -> nn.Module:
+    task, net = make_task(), make_teacher()
     batch = batch_of(task, 50)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     for _ in range(40):
@@ -57,16 +65,42 @@ def trained_teacher(case: SystemCase) -> nn.Module:
 
 
 def train(
-    case: SystemCase, teacher: nn.Module, log: RunLog | None = None, **options: Any
+    case: SystemCase,
+    teacher: nn.Module,
+    log: RunLog | None = None,
+    *,
+    config: FitConfig = CONFIG,
+    **options: Any,
 ) -> System:
     task = case.task()
-    config = CONFIG.model_copy(update={"lr": case.lr})
+    config = config.model_copy(update={"lr": case.lr})
     torch.manual_seed(0)
     system = case.build(task, case.student(), teacher)
     prepare(system, task, config)
     data = {"train": task.splits["train"], "test": task.splits["test"]}
     fit(system, task, config, **data, log=log, **options)
     return system
+
+
+class Run(NamedTuple):
+    """A fit of 30 steps: what it left, with the fingerprints of the teacher before it and of the
+    system after it."""
+
+    system: System
+    teacher: nn.Module
+    teacher_before: str
+    trained: str
+    events: list[dict[str, Any]]
+
+
+@cache
+def whole_run(case: SystemCase) -> Run:
+    """The one fit that several tests look at."""
+    events: list[dict[str, Any]] = []
+    teacher = trained_teacher(case)
+    before = fingerprint(teacher)
+    system = train(case, teacher, RunLog(None, (events.append,)))
+    return Run(system, teacher, before, fingerprint(system), events)
 
 
 def test_every_public_system_is_listed() -> None:
@@ -76,8 +110,7 @@ def test_every_public_system_is_listed() -> None:
 
 @CASES
 def test_student_improves_in_30_steps(case: SystemCase) -> None:
-    events: list[dict[str, Any]] = []
-    train(case, trained_teacher(case), RunLog(None, (events.append,)))
+    events = whole_run(case).events
     totals = [e["total"] for e in events if e["event"] == "step"]
     assert len(totals) == 30
     assert sum(totals[-5:]) < 0.7 * sum(totals[:5])
@@ -90,9 +123,7 @@ def test_student_improves_in_30_steps(case: SystemCase) -> None:
 
 @CASES
 def test_teacher_is_bit_identical_afterwards(case: SystemCase) -> None:
-    teacher = trained_teacher(case)
-    before = fingerprint(teacher)
-    system = train(case, teacher)
+    system, teacher, before, *_ = whole_run(case)
     assert fingerprint(teacher) == before
     system.train()
     system(batch_of(case.task()), Progress(0, 1, 0))[0].backward()
@@ -192,7 +223,7 @@ def test_a_system_says_why_its_teacher_must_be_live() -> None:
 def test_exported_student_loads_into_the_bare_architecture(
     case: SystemCase, tmp_path: Path
 ) -> None:
-    system = train(case, trained_teacher(case))
+    system = whole_run(case).system
     save_model(system.student, str(tmp_path / "student.safetensors"))
     # What a system exports is the bare student, or says itself how it is built (SimKD's is not).
     other = case.build(case.task(), case.student(), trained_teacher(case)).student
@@ -221,19 +252,19 @@ class _Stop:
 @pytest.mark.parametrize("step", [7, 16])
 def test_resumed_is_straight(case: SystemCase, step: int, tmp_path: Path) -> None:
     teacher = trained_teacher(case)
-    straight = train(case, teacher)
     checkpoint = tmp_path / "checkpoint.pt"
     with pytest.raises(Interrupted):
         train(case, teacher, RunLog(None, (_Stop(step),)), checkpoint=checkpoint)
     torch.manual_seed(12345)
     resumed = train(case, teacher, checkpoint=checkpoint)
-    assert fingerprint(resumed) == fingerprint(straight)
+    assert fingerprint(resumed) == whole_run(case).trained
 
 
 def _train_here(rank: int, name: str) -> tuple[list[dict[str, float]], str, int]:
     events: list[dict[str, Any]] = []
     case = _without_norm(SYSTEMS[name])
-    system = train(case, trained_teacher(case), RunLog(None, (events.append,)))
+    log = RunLog(None, (events.append,))
+    system = train(case, trained_teacher(case), log, config=SHORT)
     steps = [{"total": e["total"]} | e["terms"] for e in events if e["event"] == "step"]
     return steps, fingerprint(system), events[0]["processes"]
 

@@ -105,6 +105,8 @@ def readers_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(f"{number}.wav,{split},{tag}")
     (folder / "sounds" / "annotations.csv").write_text("\n".join(lines) + "\n")
     save_encoder(save_tokenizer(folder / "encoder"), max_position_embeddings=64)
+    second = ImageClassification(data="mnist1d").build_model("cnn1d")
+    save_file(second.state_dict(), folder / "second.safetensors")
     save_coco(folder / "coco", 24)
     save_voc(folder / "VOCdevkit" / "VOC2007", 24)
     for name in ("reviews.csv", "reviews-test.csv"):
@@ -120,10 +122,9 @@ def test_a_recipe_is_valid(
     monkeypatch.chdir(tmp_path)
     for part in readers_files.iterdir():
         Path(part.name).symlink_to(part)
-    second = ImageClassification(data="mnist1d").build_model("cnn1d")
-    save_file(second.state_dict(), "second.safetensors")
     path = tmp_path / "recipe.yaml"
-    path.write_text(block.code, encoding="utf-8")
+    # Whether a recipe is valid does not depend on how large its scenes are; how long it takes does.
+    path.write_text(re.sub(r"\bsize: \d{3}\b", "size: 96", block.code), encoding="utf-8")
     api.validate(load_recipe(path))
 
 

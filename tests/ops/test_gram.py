@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from tests.trajectory.processes import in_processes
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -262,11 +262,8 @@ def test_it_compiles_whole(normalize_rows: bool) -> None:
 SPLITS = [(170, 130), (120, 0, 50, 130)]
 
 
-def work(rank: int, sizes: tuple[int, ...], folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=len(sizes)
-    )
+def work(rank: int, sizes: tuple[int, ...]) -> dict[Any, tuple[Tensor, Tensor]]:
+    dist.init_process_group("gloo")
     own = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     results = {}
     for form in FORMS:
@@ -286,14 +283,12 @@ def work(rank: int, sizes: tuple[int, ...], folder: str) -> None:
                     assert off(gradient.detach(), again.double()) < 1e-5
                     gradient = again
                 results[form, dtype, normalize_rows] = distances.detach(), gradient
-    torch.save(results, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return results
 
 
 @pytest.mark.parametrize("sizes", SPLITS, ids=str)
 def test_processes_equal_one(sizes: tuple[int, ...], tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work, args=(sizes, str(tmp_path)), nprocs=len(sizes), join=True)
-    ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=False) for r in range(len(sizes))]
+    ranks = in_processes(len(sizes), tmp_path, work, sizes)
     for key in ranks[0]:
         form, dtype, normalize_rows = key
         exact = run(*features(300, 9, 30), normalize_rows=normalize_rows, form="dense")
