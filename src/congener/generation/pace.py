@@ -17,8 +17,9 @@ _CPU, _DEVICE = (5e-5, 3e-10, 1.4e-11), (5e-5, 2e-12, 4e-14)
 token: what a processor core and a data-centre GPU take, roughly (ours)."""
 
 _VECTORS = 4  # until so many tokens a core slows down, to half, as vectors become matrices (ours)
-_EXPECTED, _WEIGHT = 0.8, 2.0  # acceptance before any is seen, worth so many proposals (ours)
+_EXPECTED, _WEIGHT = 0.85, 2.0  # acceptance before any is seen, worth so many proposals (ours)
 _WORTH = 1.1  # drafts make rows uneven, and must so be faster by this at least (ours)
+_NEARLY = 0.97  # of the best speed is enough for a shorter draft, of which less is lost (ours)
 _MEMORY = 0.95  # what was seen counts so much less with each block (ours)
 
 
@@ -54,8 +55,9 @@ class Pace:
             return written / (length * step + self._teacher.seconds(rows * length))
 
         speeds = {length: speed(length) for length in _LENGTHS}
-        best = max(_LENGTHS, key=speeds.__getitem__)
-        return best if speeds[best] > _WORTH * speeds[1] else 1
+        best = max(speeds.values())
+        enough = next(length for length, each in speeds.items() if each >= _NEARLY * best)
+        return enough if best > _WORTH * speeds[1] else 1
 
     def learn(self, kept: Tensor, own: Tensor) -> None:
         """Note how many tokens of each row were kept, and which were accepted, (rows, count)."""
